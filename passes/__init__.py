@@ -1,0 +1,139 @@
+"""The pipeline: which passes run, on which graph, in which order, and why there.
+
+It knows nothing of thresholds, of statistics or of debugging. Who wants to look between two passes hands in
+a callback.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ..site import Findings
+from .find_lora import find_lora
+from .fold_gates import FoldedGates, fold_gates
+from .insert_gates import GatedGraph, insert_gates
+from .liveness import Liveness, is_gate, liveness
+from .predicate_backward import describe, predicate_backward
+from .regions import Regions, find_regions
+
+__all__ = [
+    "PIPELINE",
+    "FoldedGates",
+    "GatedGraph",
+    "Liveness",
+    "Pipeline",
+    "Regions",
+    "Stage",
+    "find_lora",
+    "find_regions",
+    "fold_gates",
+    "insert_gates",
+    "liveness",
+    "predicate_backward",
+]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place in the pipeline.
+
+    Attributes:
+        name: the pass, which is also its file and its function.
+        graph: ``"dynamo"``, ``"joint"`` or ``"backward"``.
+        reason: why it stands in this place.
+    """
+
+    name: str
+    graph: str
+    reason: str
+
+
+PIPELINE: tuple[Stage, ...] = (
+    Stage("find_lora", "dynamo", "an adapter's two linears and its addition are still whole here"),
+    Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
+    Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
+    Stage("liveness", "backward", "the partitioner has settled what the backward recomputes, which may be skipped too"),
+    Stage("regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
+    Stage("predicate_backward", "backward", "before Inductor lowers: its fusions must not cross a region's border"),
+)
+"""Every pass, in the order in which they run."""
+
+OnPass = Callable[[str, str, fx.Graph], None]
+"""Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph."""
+
+
+def _ignore(name: str, kind: str, graph: fx.Graph) -> None:
+    pass
+
+
+@dataclass
+class Pipeline:
+    """Runs the passes over the three graphs of one compile.
+
+    Attributes:
+        scope: ``"adapter"`` or ``"layer"``, as in :func:`insert_gates`.
+        disabled: names of the passes to leave out.
+        on_pass: called after each pass.
+        gated: what ``insert_gates`` made.
+        inputs: for each site the positions of its parameters among the graph's inputs.
+    """
+
+    scope: str
+    disabled: Collection[str] = ()
+    on_pass: OnPass = _ignore
+    gated: GatedGraph | None = field(default=None, init=False)
+    inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
+
+    def rewrite_dynamo(self, gm: fx.GraphModule) -> Findings:
+        """Search the graph; if there are sites, gate a copy of it, which is then :attr:`gated`."""
+        findings = find_lora(gm)
+        log.debug("find_lora: %d sites\n%s", len(findings.sites), findings.describe())
+        self.on_pass("find_lora", "dynamo", gm.graph)
+        if findings.sites and "insert_gates" not in self.disabled:
+            self.gated = insert_gates(gm, findings.sites, self.scope)
+            positions = {node: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
+            self.inputs = tuple(tuple(positions[node] for node in site.parameters) for site in findings.sites)
+            self.on_pass("insert_gates", "dynamo", self.gated.gm.graph)
+        return findings
+
+    def rewrite_joint(self, graph: fx.Graph) -> None:
+        """Fold the gates of a joint graph; any other graph is left as it is."""
+        if "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
+            return
+        assert self.gated is not None
+        folded = fold_gates(graph, self.gated.gates, self.inputs)
+        log.debug("fold_gates: %d gates, %d with a backward", len(folded.forward), len(folded.backward))
+        self.on_pass("fold_gates", "joint", graph)
+
+    def rewrite_backward(self, graph: fx.Graph) -> None:
+        """Predicate a backward graph; any other graph is left as it is."""
+        if "predicate_backward" in self.disabled or not any(map(is_gate, graph.nodes)):
+            return
+        assert self.gated is not None
+        self.on_pass("backward", "backward", graph)
+        analysis = liveness(graph, len(self.gated.sites))
+        found = find_regions(graph, analysis)
+        log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
+        predicate_backward(graph, analysis, found)
+        self.on_pass("predicate_backward", "backward", graph)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Text of regions that is only made if a log is read."""
+
+    liveness: Liveness
+    found: Regions
+
+    def __str__(self) -> str:
+        return describe(self.liveness, self.found)
+
+
+def _has_skiplora_nodes(graph: fx.Graph) -> bool:
+    return any(getattr(node.target, "namespace", None) == "skiplora" for node in graph.nodes)

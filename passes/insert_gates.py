@@ -1,0 +1,208 @@
+"""Write the norm ratio, the decision and the gate into a graph, for each adapter found."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import fx
+
+from .._torch_compat import set_placeholder_source
+from ..errors import InternalError
+from ..gate import DECIDE, GATE
+from ..site import Site
+
+
+@dataclass(frozen=True)
+class GatedGraph:
+    """A graph with gates.
+
+    Attributes:
+        gm: takes one more input, at the end: the thresholds, float32 ``[n]``. Returns two more outputs, at
+            the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n]``, True where open.
+        sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
+        gates: for each gate in the graph the indices of its sites.
+    """
+
+    gm: fx.GraphModule
+    sites: tuple[Site, ...]
+    gates: tuple[tuple[int, ...], ...]
+
+
+def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> GatedGraph:
+    """Gate each site of a copy of the graph.
+
+    In:
+        The graph that ``find_lora`` searched, and the sites it found there. The graph is not changed:
+        Dynamo reads its own placeholders back after the backend has run.
+    Out:
+        A :class:`GatedGraph`. Bodies of checkpoints that hold sites are copied, one copy for each call.
+    Terms:
+        *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
+        from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
+        gates Δh; ``"layer"`` gates h + Δh. Where adapters are chained on a layer, the layer scope gates each
+        Δh by its own decision, and the layer while any of them is open.
+
+    Raises:
+        InternalError: a checkpoint body does not return a tuple.
+    """
+    copy = _Copy.of(gm)
+    thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
+    writer = _Writer(scope)
+    ratios = writer.write(copy, tuple(sites), thresholds, depth=0)
+    _add_outputs(copy.gm.graph, ratios, thresholds)
+    copy.gm.graph.lint()
+    copy.gm.recompile()
+    return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates))
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of a graph module, and where each of the original's nodes went."""
+
+    gm: fx.GraphModule
+    nodes: dict[fx.Node, fx.Node]
+
+    @classmethod
+    def of(cls, original: fx.GraphModule) -> _Copy:
+        graph = fx.Graph()
+        nodes: dict[fx.Node, fx.Node] = {}
+        result = graph.graph_copy(original.graph, nodes)
+        graph.output(result)
+        for old, new in nodes.items():
+            if old.op == "placeholder":
+                set_placeholder_source(new, like=old)
+        gm = fx.GraphModule(original, graph)
+        gm.meta = dict(original.meta)
+        return cls(gm, nodes)
+
+
+class _Writer:
+    """Writes gates into one graph and its bodies, and remembers which."""
+
+    def __init__(self, scope: str) -> None:
+        self._scope = scope
+        self.gates: list[tuple[int, ...]] = []
+
+    def write(self, copy: _Copy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[fx.Node]:
+        """Gate ``sites``; return their ratios, 0-d each, in the same order."""
+        ratios: list[fx.Node] = []
+        norms: dict[fx.Node, fx.Node] = {}
+        opens: dict[int, fx.Node] = {}
+        for call, group in groupby(sites, key=lambda site: site.body[depth] if len(site.body) > depth else None):
+            if call is not None:
+                ratios += self._write_body(copy, call, tuple(group), thresholds, depth)
+                continue
+            for site in group:
+                ratios.append(_write_ratio(copy, site, norms))
+                opens[site.index] = _write_decision(copy, site, ratios[-1], thresholds)
+                self._write_gates(copy, site, opens)
+        return ratios
+
+    def _write_gates(self, copy: _Copy, site: Site, opens: dict[int, fx.Node]) -> None:
+        join, delta = copy.nodes[site.join], copy.nodes[site.delta]
+        graph = copy.gm.graph
+        chained = site.chain > 0 or not site.last
+        if self._scope == "adapter" or chained:
+            with graph.inserting_before(join):
+                gate = _call(graph, GATE, delta, opens[site.index], [site.index])
+            join.replace_input_with(delta, gate)
+            self.gates.append((site.index,))
+        if self._scope == "layer" and site.last:
+            indices = tuple(range(site.index - site.chain, site.index + 1))
+            self._write_layer_gate(graph, join, indices, [opens[index] for index in indices])
+
+    def _write_layer_gate(self, graph: fx.Graph, join: fx.Node, indices: tuple[int, ...], opens: list[fx.Node]) -> None:
+        with graph.inserting_after(join):
+            gate = graph.call_function(GATE, (join, opens[0], list(indices)))
+        with graph.inserting_before(gate):
+            for other in opens[1:]:
+                gate.update_arg(1, _call(graph, torch.logical_or, gate.args[1], other))
+        join.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
+        self.gates.append(indices)
+
+    def _write_body(
+        self, copy: _Copy, call_name: str, sites: tuple[Site, ...], thresholds: fx.Node, depth: int
+    ) -> list[fx.Node]:
+        graph = copy.gm.graph
+        call = next(new for old, new in copy.nodes.items() if old.name == call_name)
+        reference = call.args[0]
+        assert isinstance(reference, fx.Node)
+        original = copy.gm.get_submodule(str(reference.target))
+        assert isinstance(original, fx.GraphModule)
+        body = _Copy.of(original)
+        inner = self.write(body, sites, _add_input(body.gm.graph, "skiplora_thresholds"), depth + 1)
+        position = _add_stacked_output(body.gm.graph, inner, call_name)
+        body.gm.recompile()
+        name = f"{reference.target}_skiplora_{call_name}"
+        copy.gm.add_submodule(name, body.gm)
+        with graph.inserting_before(call):
+            call.update_arg(0, graph.get_attr(name))
+        call.args = (*call.args, thresholds)
+        graph.erase_node(reference)
+        with graph.inserting_before(call.next):
+            stacked = _call(graph, operator.getitem, call, position)
+            return [_call(graph, operator.getitem, stacked, index) for index in range(len(inner))]
+
+
+def _write_ratio(copy: _Copy, site: Site, norms: dict[fx.Node, fx.Node]) -> fx.Node:
+    graph, join = copy.gm.graph, copy.nodes[site.join]
+    with graph.inserting_before(join):
+        # Kept by node, as the join may be in place and h be gone when a chained adapter asks for it again.
+        if site.h not in norms:
+            norms[site.h] = _write_norm(graph, copy.nodes[site.h])
+        h_norm = norms[site.h]
+        quotient = _call(graph, torch.div, _write_norm(graph, copy.nodes[site.delta]), h_norm)
+        return _call(graph, torch.where, _call(graph, torch.eq, h_norm, 0), math.inf, quotient)
+
+
+def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    detached = graph.call_method("detach", (node,))
+    if node.meta["example_value"].dtype is torch.float64:  # vector_norm refuses to narrow its input
+        return graph.call_method("float", (_call(graph, torch.linalg.vector_norm, detached),))
+    return graph.call_function(torch.linalg.vector_norm, (detached,), {"dtype": torch.float32})
+
+
+def _write_decision(copy: _Copy, site: Site, ratio: fx.Node, thresholds: fx.Node) -> fx.Node:
+    graph = copy.gm.graph
+    with graph.inserting_before(copy.nodes[site.join]):
+        threshold = _call(graph, operator.getitem, thresholds, site.index)
+        return _call(graph, torch.logical_not, _call(graph, torch.lt, ratio, threshold))
+
+
+def _add_input(graph: fx.Graph, name: str) -> fx.Node:
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        node = graph.placeholder(name)
+    set_placeholder_source(node, like=None)
+    return node
+
+
+def _add_outputs(graph: fx.Graph, ratios: list[fx.Node], thresholds: fx.Node) -> None:
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        vector = _call(graph, torch.stack, ratios)
+        decisions = _call(graph, DECIDE, vector, thresholds)
+    results = output.args[0]
+    assert isinstance(results, (tuple, list))
+    output.args = ((*results, vector, decisions),)
+
+
+def _add_stacked_output(graph: fx.Graph, ratios: list[fx.Node], call_name: str) -> int:
+    """Return the vector of ``ratios`` as one more output of a checkpoint's body; give its position."""
+    output = graph.output_node()
+    results = output.args[0]
+    if not isinstance(results, (tuple, list)):
+        raise InternalError(f"the body of {call_name} returns {results!r}, expected a tuple")
+    with graph.inserting_before(output):
+        vector = _call(graph, torch.stack, ratios)
+    output.args = ((*results, vector),)
+    return len(results)
+
+
+def _call(graph: fx.Graph, target: object, *args: object) -> fx.Node:
+    return graph.call_function(target, args)

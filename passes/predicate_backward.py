@@ -1,0 +1,134 @@
+"""Turn each region of the backward into a ``cond``, so that it is executed only when somebody needs it."""
+
+from __future__ import annotations
+
+import operator
+from typing import cast
+
+import sympy
+import torch
+from torch import fx
+
+from .._torch_compat import stable_topological_sort
+from ..gate import EVALUATE_CONDITIONS
+from . import operators
+from .branches import build_branches
+from .conditions import Condition, flatten
+from .liveness import Liveness, gate_sites, is_gate
+from .regions import Filler, Region, Regions
+from .sizes import Sizes
+
+_COND = torch.ops.higher_order.cond
+
+
+def predicate_backward(graph: fx.Graph, liveness: Liveness, found: Regions) -> None:
+    """Replace each region by a ``torch.ops.higher_order.cond``.
+
+    In:
+        A backward graph, functional and aten-level, with the analyses of ``liveness`` and ``find_regions``
+        made on it; an owning module to hang the branches on.
+    Out:
+        The same graph, edited, without gates. One ``skiplora::evaluate_conditions`` brings the decisions to
+        the host and evaluates every condition; each region is one ``cond`` on one of them. Its true branch
+        is the region; its false branch gives, for each output, what its filler says: a copy of the addend
+        that is left of a sum, real zeros where a zero is read, or memory that nobody will read.
+    Terms:
+        *branch*: a submodule of the graph's module, with the region's inputs as its placeholders. Branches
+        agree in the strides of their outputs, and return no input, as ``cond`` demands.
+    """
+    _Rewrite(graph, liveness, found).run()
+
+
+class _Rewrite:
+    """The state of one call of ``predicate_backward``."""
+
+    def __init__(self, graph: fx.Graph, liveness: Liveness, found: Regions) -> None:
+        self._graph = graph
+        self._liveness = liveness
+        self._found = found
+        self._indices = {condition: index for index, condition in enumerate(self._all_conditions())}
+        self._evaluated = self._evaluate()
+        self._sizes = Sizes(graph)
+        self._results: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> None:
+        for number, region in enumerate(self._found.regions):
+            self._replace(number, region)
+        for node, result in self._results.items():
+            node.replace_all_uses_with(result)
+        self._drop_open_gates()
+        stable_topological_sort(self._graph)
+        self._graph.eliminate_dead_code()
+        self._graph.lint()
+
+    def _all_conditions(self) -> list[Condition]:
+        regions = self._found.regions
+        carried = [c for region in regions for filler in region.outputs.values() for _, c in filler.carried]
+        return list(dict.fromkeys([region.condition for region in regions] + carried))
+
+    def _evaluate(self) -> fx.Node:
+        """Write the node that evaluates all conditions: bool ``[len(self._indices)]`` on the CPU."""
+        opens = next(cast(fx.Node, node.args[1]) for node in self._graph.nodes if is_gate(node))
+        table, roots = flatten(list(self._indices))
+        with self._graph.inserting_after(opens):
+            node = self._graph.call_function(EVALUATE_CONDITIONS, (opens, table, roots))
+        with opens.meta["val"].fake_mode:
+            node.meta["val"] = torch.empty(len(roots), dtype=torch.bool, device="cpu")
+        return node
+
+    def _replace(self, number: int, region: Region) -> None:
+        branches = build_branches(region, self._found.open_gates, self._evaluated, self._indices, self._symbol)
+        names = [
+            self._hang(f"skiplora_region_{number}_true", branches.true),
+            self._hang(f"skiplora_region_{number}_false", branches.false),
+        ]
+        with self._graph.inserting_before(region.nodes[-1]):
+            predicate = self._graph.call_function(
+                torch.ops.aten.select.int, (self._evaluated, 0, self._indices[region.condition])
+            )
+            predicate.meta["val"] = self._evaluated.meta["val"][0]
+            true, false = (self._graph.get_attr(name) for name in names)
+            cond = self._graph.call_function(_COND, (predicate, true, false, branches.operands))
+            cond.meta["val"] = tuple(node.meta["val"] for node in region.outputs)
+            for position, node in enumerate(region.outputs):
+                result = self._graph.call_function(operator.getitem, (cond, position))
+                result.meta = dict(node.meta)
+                self._results[node] = result
+
+    def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
+        with self._graph.inserting_after(self._evaluated):
+            return self._sizes.symbol(symbol)
+
+    def _hang(self, name: str, branch: fx.GraphModule) -> str:
+        owner = self._graph.owning_module
+        assert owner is not None
+        owner.add_submodule(name, branch)
+        return name
+
+    def _drop_open_gates(self) -> None:
+        for gate in self._found.open_gates:
+            gate.replace_all_uses_with(cast(fx.Node, gate.args[0]))
+
+
+def describe(liveness: Liveness, found: Regions) -> str:
+    """Return one line for each region: its condition, its nodes, and what stands in for its outputs."""
+    lines = []
+    for number, region in enumerate(found.regions):
+        products = sum(operators.name_of(node) in operators.ZERO_IF_ANY for node in region.nodes)
+        lines.append(
+            f"region {number}: {len(region.nodes)} nodes ({products} products), {len(region.outputs)} outputs, "
+            f"runs if {liveness.conditions.text(region.condition)}"
+        )
+        lines += [f"  {node.name}: {_filler_text(liveness, filler)}" for node, filler in region.outputs.items()]
+    return "\n".join(lines)
+
+
+def _filler_text(liveness: Liveness, filler: Filler) -> str:
+    rest = "zeros" if filler.zero else "uninitialised"
+    carried = (f"{addend.name} if {liveness.conditions.text(c)}" for addend, c in filler.carried)
+    return "else " + ", ".join([*carried, rest])
+
+
+def sites_in(graph: fx.Graph) -> set[int]:
+    """Return the sites whose gates are in a backward graph."""
+    return {site for node in graph.nodes if is_gate(node) for site in gate_sites(node)}

@@ -1,0 +1,213 @@
+"""Which parts of a backward can be left out together, and what has to stand in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from . import operators
+from .conditions import Condition
+from .liveness import Liveness, is_gate
+
+
+@dataclass(frozen=True)
+class Filler:
+    """What an output of a region is worth when the region does not run.
+
+    Attributes:
+        zero: somebody that runs reads it, so it must be a real zero; else it may be anything.
+        carried: for a sum of which some addends may be worth something all the same: those addends, each
+            with the condition under which it is the sum.
+    """
+
+    zero: bool
+    carried: tuple[tuple[fx.Node, Condition], ...] = ()
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes that run under one condition and can run in one go.
+
+    Attributes:
+        condition: when to run.
+        nodes: in the graph's order. Views are not listed: each region repeats those that it reads.
+        outputs: the nodes that others read, each with its filler.
+    """
+
+    condition: Condition
+    nodes: tuple[fx.Node, ...]
+    outputs: Mapping[fx.Node, Filler]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of a graph, and the gates that need no node of their own."""
+
+    regions: tuple[Region, ...]
+    open_gates: frozenset[fx.Node]
+    """Gates that every reader sees open whenever it runs: it can read their input instead."""
+
+
+def find_regions(graph: fx.Graph, liveness: Liveness) -> Regions:
+    """Group the nodes of a backward into regions.
+
+    In:
+        The graph that ``liveness`` looked at. It is not changed.
+    Out:
+        :class:`Regions`. A node that is always live is in none; one that is never demanded is in none either.
+    Terms:
+        *run condition*: that a node is live; for a sum that it is live and no addend is zero, since a sum
+        with one zero addend is the other. *level*: how often the condition changes, at most, on a path
+        that leads to the node. A region is the nodes of one condition and one level: a path that leaves
+        it and comes back would have changed condition twice, so regions never wait for each other in a circle.
+    """
+    return _Grouping(graph, liveness).regions()
+
+
+class _Grouping:
+    """The state of one call of ``find_regions``."""
+
+    def __init__(self, graph: fx.Graph, liveness: Liveness) -> None:
+        self._graph = graph
+        self._liveness = liveness
+        self._conditions = liveness.conditions
+        self._run = {node: self._run_condition(node) for node in liveness.live}
+        self._open_gates = frozenset(node for node in graph.nodes if is_gate(node) and self._seen_open(node))
+        self._levels: dict[fx.Node, int] = {}
+
+    def regions(self) -> Regions:
+        placed = [n for n in self._graph.nodes if n.op == "call_function" and not self._is_transparent(n)]
+        for node in placed:
+            self._levels[node] = self._lowest_level(node)
+        for node in reversed(placed):
+            self._sink(node)
+        groups: dict[tuple[int, Condition], list[fx.Node]] = {}
+        for node in placed:
+            if self._is_predicated(node):
+                groups.setdefault((self._levels[node], self._run[node]), []).append(node)
+        found = tuple(Region(key[1], tuple(nodes), self._outputs(nodes)) for key, nodes in groups.items())
+        return Regions(found, self._open_gates)
+
+    def _run_condition(self, node: fx.Node) -> Condition:
+        if operators.is_part(node):
+            return self._run_condition(cast(fx.Node, node.args[0]))
+        live = self._liveness.live[node]
+        if not is_plain_sum(node):
+            return live
+        return self._conditions.all((live, *(self._liveness.nonzero[addend] for addend in addends(node))))
+
+    def _is_predicated(self, node: fx.Node) -> bool:
+        return self._run[node] != self._conditions.true and self._liveness.demanded[node] != self._conditions.false
+
+    def _is_transparent(self, node: fx.Node) -> bool:
+        return operators.is_view(node) or operators.is_creation(node) or node in self._open_gates
+
+    def _seen_open(self, gate: fx.Node) -> bool:
+        """Return whether each reader, whenever it runs, finds ``gate`` worth its input."""
+        nonzero = self._liveness.nonzero[gate]
+        return all(
+            reader.op != "output" and self._run[reader] <= nonzero for reader in self._readers_through_views(gate)
+        )
+
+    def _readers_through_views(self, node: fx.Node) -> Iterator[fx.Node]:
+        for user in node.users:
+            if operators.is_view(user):
+                yield from self._readers_through_views(user)
+            else:
+                yield user
+
+    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield the nodes that compute something from ``node``, seen through views and open gates."""
+        for user in node.users:
+            if user.op != "output" and self._is_transparent(user):
+                yield from self._readers(user)
+            else:
+                yield user
+
+    def _sources(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield the nodes that ``node`` computes from, seen through views and open gates."""
+        for source in node.all_input_nodes:
+            if self._is_transparent(source):
+                yield from self._sources(source)
+            else:
+                yield source
+
+    def _lowest_level(self, node: fx.Node) -> int:
+        # Parts of one result stay with the operator that gives them, whatever each is for.
+        if operators.is_part(node):
+            return self._levels[cast(fx.Node, node.args[0])]
+        sources = (source for source in self._sources(node) if source in self._levels)  # the others are inputs
+        return max((self._levels[source] + self._distance(source, node) for source in sources), default=0)
+
+    def _sink(self, node: fx.Node) -> None:
+        """Raise the level of ``node`` to that of a reader under the same condition, if no other reader minds.
+
+        What is recomputed for one reader would else make a region of its own, far ahead of that reader.
+        """
+        if operators.is_part(node) or not self._is_predicated(node):
+            return
+        parts = [user for user in node.users if operators.is_part(user)]
+        readers = [(source, reader) for source in (parts or [node]) for reader in self._readers(source)]
+        if not readers or any(reader.op == "output" for _, reader in readers):
+            return
+        highest = min(self._levels[reader] - self._distance(source, reader) for source, reader in readers)
+        if any(self._run[reader] == self._run[node] and self._levels[reader] == highest for _, reader in readers):
+            self._levels.update(dict.fromkeys([node, *parts], highest))
+
+    def _distance(self, source: fx.Node, reader: fx.Node) -> int:
+        """Return by how many levels ``reader`` must be above ``source``: 0 if one region may hold both."""
+        # What a sum carries is read while the sum's region does not run, so it must come from another one.
+        carried = any(addend is source or source in self._sources(addend) for addend, _ in self._carried(reader))
+        return int(carried or self._run[source] != self._run[reader])
+
+    def _outputs(self, nodes: list[fx.Node]) -> dict[fx.Node, Filler]:
+        inside = set(nodes)
+        return {
+            node: self._filler(node)
+            for node in nodes
+            if isinstance(node.meta["val"], Tensor) and any(reader not in inside for reader in self._readers(node))
+        }
+
+    def _filler(self, node: fx.Node) -> Filler:
+        live = self._liveness.live[node]
+        # A reader that runs while this is not live has found it zero; else it would be demanded, so live.
+        zero = any(not self._reading(reader) <= live for reader in self._readers(node))
+        return Filler(zero, self._carried(node))
+
+    def _carried(self, node: fx.Node) -> tuple[tuple[fx.Node, Condition], ...]:
+        """Return the addends that a sum may be worth when it does not run, each with when it is."""
+        if not is_plain_sum(node):
+            return ()
+        live = self._liveness.live[node]
+        worth = ((addend, self._conditions.all((live, self._liveness.nonzero[addend]))) for addend in addends(node))
+        return tuple((addend, condition) for addend, condition in worth if not condition <= self._run[node])
+
+    def _reading(self, reader: fx.Node) -> Condition:
+        return self._conditions.true if reader.op == "output" else self._run[reader]
+
+
+def is_plain_sum(node: fx.Node) -> bool:
+    """Return whether the node is ``a + b`` of two tensors that look just like the sum."""
+    if node.op != "call_function" or node.target is not torch.ops.aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
+        return False
+    if not all(isinstance(addend, fx.Node) for addend in node.args):
+        return False
+    return all(_same_layout(addend.meta["val"], node.meta["val"]) for addend in addends(node))
+
+
+def addends(node: fx.Node) -> list[fx.Node]:
+    """Return the two operands of a sum."""
+    return cast(list[fx.Node], list(node.args))
+
+
+def _same_layout(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and _layout(a) == _layout(b)
+
+
+def _layout(value: Tensor) -> tuple[Any, ...]:
+    # As text: comparing symbolic sizes would make torch guard on the answer.
+    return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))

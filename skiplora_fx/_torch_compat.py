@@ -1,0 +1,136 @@
+"""Every private name of torch that the project needs, with the reason for it.
+
+Nothing here patches torch. A new torch that moves one of these names is mended in this file alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.utils import counters as dynamo_counters  # the only count of graphs and recompiles
+from torch._guards import detect_fake_mode
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # how Inductor takes a pass
+from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
+from torch._logging import trace_structured  # artifacts for tlparse
+from torch._subclasses.fake_tensor import FakeTensor  # what meta["val"] holds
+
+__all__ = [
+    "CustomGraphPass",
+    "FakeTensor",
+    "compile_with_inductor",
+    "dynamo_counters",
+    "get_hash_for_files",
+    "global_inductor_option",
+    "is_compiled_wrapper",
+    "is_inductor_option",
+    "mode_options",
+    "placeholder_source",
+    "save_not_recompute",
+    "set_placeholder_source",
+    "stable_topological_sort",
+    "static_fake",
+    "trace_structured",
+    "traced_module",
+    "unwrap_compiled",
+]
+
+
+@functools.cache
+def _inductor_options() -> frozenset[str]:
+    # torch.compile checks its own options against this dict; no public function lists the same keys.
+    from torch._inductor import config
+
+    return frozenset(config.get_config_copy())
+
+
+def is_inductor_option(name: str) -> bool:
+    """Return whether ``name`` is an option of Inductor."""
+    return name.replace("-", "_") in _inductor_options()
+
+
+def mode_options(mode: str | None) -> dict[str, Any]:
+    """Return the Inductor options that ``torch.compile(mode=...)`` stands for."""
+    from torch._inductor import list_mode_options  # exported by torch._inductor, private by its path only
+
+    return dict(list_mode_options(mode)) if mode else {}
+
+
+def compile_with_inductor(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config_patches: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph as the ``inductor`` backend does, under ``config_patches``.
+
+    The patches are handed over, not set around the call: the backward is compiled at the first
+    ``.backward()``, long after this returns, and only patches that travel with the graph reach it.
+    """
+    from torch._inductor.compile_fx import compile_fx  # the body of the registered inductor backend
+
+    return cast(Callable[..., Any], compile_fx(gm, list(example_inputs), config_patches=config_patches))
+
+
+def placeholder_source(node: fx.Node) -> str | None:
+    """Return the Python expression that Dynamo read the placeholder from, if it knows one."""
+    source = getattr(node, "_dynamo_source", None)
+    if source is None:
+        return None
+    name = source.name
+    return name() if callable(name) else name  # a method up to torch 2.12
+
+
+def set_placeholder_source(node: fx.Node, like: fx.Node | None) -> None:
+    """Give ``node`` the Dynamo source of ``like``, or none; AOTAutograd reads it from every placeholder."""
+    node._dynamo_source = getattr(like, "_dynamo_source", None)
+
+
+def static_fake(tensor: Tensor, beside: Sequence[Any]) -> Tensor:
+    """Return ``tensor`` as a fake tensor of fixed shape in the fake mode that is tracing ``beside``.
+
+    A real tensor would be taken for a new input whose size may vary.
+    """
+    mode = detect_fake_mode(beside)
+    return tensor if mode is None else cast(Tensor, mode.from_tensor(tensor, static_shapes=True))
+
+
+def traced_module() -> nn.Module | None:
+    """Return the module whose ``forward`` Dynamo is compiling now, if it is one.
+
+    Dynamo hands a backend the parameters but not the module that owns them.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        frame = InstructionTranslator.current_tx()
+    except AttributeError:  # not under Dynamo
+        return None
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def unwrap_compiled(model: nn.Module) -> nn.Module:
+    """Return the module inside the wrapper that ``torch.compile(module)`` returns, or ``model`` itself."""
+    from torch._dynamo import OptimizedModule
+
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+
+def is_compiled_wrapper(model: object) -> bool:
+    """Return whether ``model`` is the wrapper that ``torch.compile(module)`` returns."""
+    from torch._dynamo import OptimizedModule
+
+    return isinstance(model, OptimizedModule)
+
+
+def save_not_recompute(node: fx.Node) -> None:
+    """Have the partitioner save ``node`` for the backward, also inside a checkpointed region."""
+    node.meta["recompute"] = torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE
+
+
+def global_inductor_option(name: str) -> Any:
+    """Return the value of an Inductor option that is set for the whole process."""
+    from torch._inductor import config
+
+    return getattr(config, name)

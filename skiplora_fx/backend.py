@@ -1,0 +1,176 @@
+"""The ``skiplora`` backend: Inductor, with the passes hooked in."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import passes, runtime
+from ._torch_compat import (
+    CustomGraphPass,
+    compile_with_inductor,
+    get_hash_for_files,
+    global_inductor_option,
+    mode_options,
+    static_fake,
+    trace_structured,
+    traced_module,
+)
+from .config import SkipLoraConfig
+from .passes import Pipeline
+from .site import Findings
+
+log = logging.getLogger(__name__)
+
+
+class NoLoRAWarning(UserWarning):
+    """A model was compiled with ``backend="skiplora"`` in which no adapter can be gated."""
+
+
+def skiplora(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph with Inductor, its LoRA adapters gated.
+
+    Not called by hand: ``model.compile(backend="skiplora", options={...})`` does, once for each graph.
+
+    Args:
+        gm: graph as Dynamo captured it; it is not changed.
+        example_inputs: the inputs it was captured with.
+        options: see :class:`~skiplora_fx.config.SkipLoraConfig`; keys it does not know go to Inductor.
+        mode: as for Inductor.
+
+    Raises:
+        ConfigError: an option is unknown or out of range, or a threshold's glob matches no site.
+        InternalError: the passes lost a gate.
+    """
+    config = SkipLoraConfig.from_options(options)
+    inductor = {**mode_options(mode), **config.inductor}
+    if not torch.is_grad_enabled():
+        return compile_with_inductor(gm, example_inputs, inductor)
+
+    pipeline = Pipeline(config.scope, config.disable_passes, _trace)
+    findings = pipeline.rewrite_dynamo(gm)
+    root = traced_module()
+    if pipeline.gated is None:
+        if not findings.sites:
+            _warn_if_nothing_to_gate(findings, root)
+        return compile_with_inductor(gm, example_inputs, inductor)
+
+    slots = _slots(gm, findings)
+    _check_globs(config, slots, example_inputs, root)
+    device = example_inputs[slots[0].position].device
+    thresholds = static_fake(torch.zeros(len(slots), device=device), example_inputs)
+    compiled = compile_with_inductor(
+        pipeline.gated.gm, [*example_inputs, thresholds], _with_hooks(inductor, pipeline, config)
+    )
+    return runtime.GatedGraph(compiled, slots, config, root)
+
+
+def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[runtime.Slot, ...]:
+    """Return where the runtime finds each site in a call's arguments."""
+    positions = {node: position for position, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
+    return tuple(
+        runtime.Slot(positions[site.key], site.name, site.key_depth, site.adapter, site.rank) for site in findings.sites
+    )
+
+
+def _check_globs(
+    config: SkipLoraConfig, slots: Sequence[runtime.Slot], inputs: Sequence[Any], root: nn.Module | None
+) -> None:
+    """Raise if a glob of the thresholds matches no site, where this graph has all the sites there are."""
+    if root is not None:
+        runtime.learn_names(root)
+        if not _holds_all_trained(root, inputs):
+            return
+    config.check_globs([runtime.name_of(inputs[slot.position], slot) for slot in slots])
+
+
+def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Return whether no trained parameter of ``root`` is left for another graph."""
+    given = {id(value) for value in inputs if isinstance(value, Tensor)}
+    return all(id(parameter) in given for parameter in root.parameters() if parameter.requires_grad)
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None:
+    """Warn once for each model in which something trains and nothing is gated.
+
+    A graph in which nothing trains says nothing: a graph break may have left the adapters to another one.
+    """
+    if not findings.rejections or (root is not None and (root in _warned or runtime.has_states(root))):
+        return
+    if root is not None:
+        _warned.add(root)
+    warnings.warn(_nothing_found_text(findings), NoLoRAWarning, stacklevel=2)
+
+
+def _nothing_found_text(findings: Findings) -> str:
+    shown = [f"\n  {rejection.name}: {rejection.reason}" for rejection in findings.rejections[:5]]
+    rest = len(findings.rejections) - len(shown)
+    return (
+        "skiplora found no LoRA adapter that it can gate, so the model runs as under Inductor. It looked for a "
+        "low-rank branch of two linears, at least one of them trained, that joins another path by an addition. "
+        "Trained, but not gated:" + "".join(shown) + (f"\n  … and {rest} more" if rest else "")
+    )
+
+
+def _with_hooks(inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraConfig) -> dict[str, Any]:
+    """Return Inductor's options with the pipeline before whatever passes the user put in the same places."""
+    key = repr((config, pipeline.gated and pipeline.gated.gates))
+    hooks = {
+        "joint_custom_pre_pass": _Hook(pipeline.rewrite_joint, key),
+        "post_grad_custom_pre_pass": _Hook(pipeline.rewrite_backward, key),
+    }
+    return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
+
+
+def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
+    theirs = inductor.get(name, global_inductor_option(name))
+    if theirs is None:
+        return hook
+    return [hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])]
+
+
+class _Hook(CustomGraphPass):
+    """A step of the pipeline in the form in which Inductor takes one.
+
+    Args:
+        rewrite: edits a graph in place.
+        key: what the result depends on beside the graph and the passes' source, for Inductor's caches.
+    """
+
+    def __init__(self, rewrite: Callable[[fx.Graph], None], key: str) -> None:
+        self._rewrite = rewrite
+        self._key = key
+
+    def __call__(self, graph: fx.Graph) -> None:
+        self._rewrite(graph)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files(_SOURCES, extra=self._key)
+
+
+_SOURCES = tuple(sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))
+
+
+def _trace(name: str, kind: str, graph: fx.Graph) -> None:
+    """Leave each graph where tlparse finds it; costs nothing unless TORCH_TRACE is set."""
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": f"skiplora_{kind}_after_{name}", "encoding": "string"},
+        payload_fn=lambda: str(graph),
+    )

@@ -1,0 +1,161 @@
+"""Every option of the backend, validated before anything is compiled."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ._torch_compat import is_inductor_option
+from .errors import ConfigError
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "scope": ("adapter", "layer"),
+    "policy": ("threshold",),
+    "decision": ("current",),
+    "skipped_grad": ("zero",),
+}
+"""The options that take one of a few words."""
+
+OPTIONAL_PASSES = ("insert_gates", "fold_gates", "predicate_backward")
+"""The passes that ``disable_passes`` may name."""
+
+
+@dataclass(frozen=True)
+class SkipLoraConfig:
+    """The options of the ``skiplora`` backend.
+
+    Attributes:
+        threshold: τ, at least 0. A gate is open when ``M >= τ``: 0 keeps it open, ``inf`` keeps it shut.
+            A float for all sites, or ``{glob over site names: float}`` of which the first match wins; a
+            site that no glob matches is never skipped.
+        scope: what a shut gate detaches: ``"adapter"`` Δh, ``"layer"`` the whole adapted layer h + Δh.
+        policy: who decides. ``"threshold"`` is the paper's rule.
+        warmup_steps: steps for which every gate stays open, counted from the first. With B = 0 at
+            initialisation every M is 0, so without a warm-up no adapter would ever begin to learn.
+        probe_every: after the warm-up every gate is open for one step in this many, so that an adapter
+            whose ratio lies below τ still moves now and then. 0 turns probing off.
+        decision: which M decides this step's backward; ``"current"`` is that of this step's forward.
+        skipped_grad: what ``.grad`` of a skipped parameter holds; ``"zero"`` is the paper's.
+        disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.
+        inductor: every other key, handed to Inductor as it is.
+
+    Raises:
+        ConfigError: an option is unknown, of the wrong kind, or out of range.
+    """
+
+    threshold: float | Mapping[str, float] = 0.05
+    scope: str = "adapter"
+    policy: str = "threshold"
+    warmup_steps: int = 100
+    probe_every: int = 50
+    decision: str = "current"
+    skipped_grad: str = "zero"
+    disable_passes: tuple[str, ...] = ()
+    inductor: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threshold", _checked_thresholds(self.threshold))
+        object.__setattr__(self, "disable_passes", _checked_passes(self.disable_passes))
+        for name in CHOICES:
+            _check_choice(name, getattr(self, name))
+        for name in ("warmup_steps", "probe_every"):
+            _check_count(name, getattr(self, name))
+        for name in self.inductor:
+            _check_inductor_key(name)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> SkipLoraConfig:
+        """Build the configuration from ``torch.compile(..., options=...)``; unknown keys go to Inductor."""
+        own = {option.name for option in fields(cls)} - {"inductor"}
+        given = dict(options or {})
+        inductor = {name: given.pop(name) for name in list(given) if name not in own}
+        return cls(**given, inductor=inductor)
+
+    def threshold_of(self, name: str) -> float:
+        """Return τ of the site called ``name``."""
+        if not isinstance(self.threshold, Mapping):
+            return self.threshold
+        return next((value for glob, value in self.threshold.items() if fnmatch.fnmatchcase(name, glob)), 0.0)
+
+    def check_globs(self, names: Iterable[str]) -> None:
+        """Raise if a glob of ``threshold`` matches none of the site ``names``."""
+        if isinstance(self.threshold, Mapping):
+            for glob in self.threshold:
+                match_sites(glob, names)
+
+
+def match_sites(glob: str, names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that ``glob`` matches.
+
+    Raises:
+        ConfigError: it matches none; the message lists the sites there are.
+    """
+    names = list(names)
+    matches = fnmatch.filter(names, glob)
+    if not matches:
+        shown = sorted(set(names))
+        listing = "\n  ".join(shown[:20]) + (f"\n  … and {len(shown) - 20} more" if len(shown) > 20 else "")
+        raise ConfigError(f"no site matches the glob {glob!r}. The sites are:\n  {listing or '(none)'}")
+    return matches
+
+
+def checked_threshold(value: object, where: str = "threshold") -> float:
+    """Return ``value`` as a float that can be a threshold.
+
+    Raises:
+        ConfigError: it is not a number, is NaN, or is negative.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{where} must be a number >= 0, got {value!r} ({type(value).__name__})")
+    if math.isnan(value) or value < 0:
+        raise ConfigError(f"{where} must be a number >= 0 (0 never skips, inf always), got {value!r}")
+    return float(value)
+
+
+def _checked_thresholds(value: object) -> float | dict[str, float]:
+    if not isinstance(value, Mapping):
+        return checked_threshold(value)
+    if not value:
+        raise ConfigError("threshold is an empty dict: give a number, or {glob over site names: number}")
+    for glob in value:
+        if not isinstance(glob, str):
+            raise ConfigError(f"threshold keys must be globs over site names, got {glob!r}")
+    return {glob: checked_threshold(tau, f"threshold[{glob!r}]") for glob, tau in value.items()}
+
+
+def _checked_passes(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"disable_passes must be a list of pass names, got {value!r}")
+    names = tuple(value)
+    for name in names:
+        if name not in OPTIONAL_PASSES:
+            raise ConfigError(f"disable_passes: {name!r} is not one of {', '.join(OPTIONAL_PASSES)}")
+    if "fold_gates" in names and "predicate_backward" not in names:
+        raise ConfigError("disable_passes: predicate_backward needs fold_gates, so disable both or neither")
+    return names
+
+
+def _check_choice(name: str, value: object) -> None:
+    allowed = CHOICES[name]
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name} must be a whole number >= 0 (0 switches it off), got {value!r}")
+
+
+def _check_inductor_key(name: str) -> None:
+    if is_inductor_option(name):
+        return
+    own = [option.name for option in fields(SkipLoraConfig) if option.name != "inductor"]
+    close = difflib.get_close_matches(name, own, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"unknown option {name!r}: neither an option of skiplora ({', '.join(own)}) nor of Inductor.{hint}"
+    )

@@ -1,0 +1,151 @@
+"""The gate: an identity in the forward whose backward lets the gradient through, or stops it.
+
+Five operators, all functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
+
+===========================  ==========================================================================
+``gate``                     what ``insert_gates`` writes into a graph: ``x if open else x.detach()``
+``gate_backward``            its derivative: the gradient where the gate is open, zeros where it is shut
+``decide``                   all decisions of a graph at once, ``~(ratios < thresholds)``
+``evaluate_conditions``      which regions of a predicated backward run, from those decisions
+``carry``                    what an addition leaves when one of its sides was never computed
+===========================  ==========================================================================
+
+Run as they are they already give exact gradients, only nothing is saved: that is their eager meaning,
+which the passes keep while they take the operators away again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("skiplora::gate", mutates_args=())
+def gate(x: Tensor, open: Tensor, sites: Sequence[int]) -> Tensor:
+    """Return ``x``; in the backward its gradient passes if ``open``, and is zero if not.
+
+    Args:
+        x: any shape, floating dtype, any device.
+        open: 0-d bool, on the device of ``x``.
+        sites: indices of the sites that this gate belongs to (more than one where adapters are chained).
+    """
+    return x.clone()
+
+
+@gate.register_fake
+def _(x: Tensor, open: Tensor, sites: Sequence[int]) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("skiplora::gate_backward", mutates_args=())
+def gate_backward(grad: Tensor, open: Tensor, sites: Sequence[int]) -> Tensor:
+    """Return ``grad`` if the gate is open, zeros of its shape if it is shut.
+
+    Args:
+        grad: gradient of the gate's output.
+        open: 0-d bool; or, once ``fold_gates`` has run, the bool vector of all decisions, in which case
+            the gate is open if any of ``sites`` is.
+        sites: as in :func:`gate`.
+    """
+    flag = open if open.dim() == 0 else open[list(sites)].any()
+    return torch.where(flag, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
+
+
+@gate_backward.register_fake
+def _(grad: Tensor, open: Tensor, sites: Sequence[int]) -> Tensor:
+    return torch.empty_like(grad)
+
+
+def _save_decision(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    _, open, sites = inputs
+    ctx.save_for_backward(open)
+    ctx.sites = sites
+
+
+def _pass_or_stop(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+    (open,) = ctx.saved_tensors
+    return torch.ops.skiplora.gate_backward(grad, open, ctx.sites), None, None
+
+
+gate.register_autograd(_pass_or_stop, setup_context=_save_decision)
+
+
+@torch.library.custom_op("skiplora::decide", mutates_args=())
+def decide(ratios: Tensor, thresholds: Tensor) -> Tensor:
+    """Return ``~(ratios < thresholds)``: bool ``[n]``, True where the gate is open.
+
+    Written so, and not ``ratios >= thresholds``, so that a NaN ratio opens its gate.
+
+    Args:
+        ratios: float32 ``[n]``, ``M = ||Δh||₂ / ||h||₂`` of each site (SkipLoRA, the skip criterion).
+        thresholds: float32 ``[n]``, τ of each site.
+    """
+    return ~(ratios < thresholds)
+
+
+@decide.register_fake
+def _(ratios: Tensor, thresholds: Tensor) -> Tensor:
+    return torch.empty_like(ratios, dtype=torch.bool)
+
+
+@torch.library.custom_op("skiplora::evaluate_conditions", mutates_args=())
+def evaluate_conditions(opens: Tensor, table: Sequence[int], roots: Sequence[int]) -> Tensor:
+    """Evaluate every condition of a predicated backward, with one copy of the decisions to the host.
+
+    The conditions are Boolean functions of the decisions, given as one shared binary decision diagram
+    (Bryant, "Graph-Based Algorithms for Boolean Function Manipulation", 1986), children before parents.
+
+    Args:
+        opens: bool ``[n]``, any device.
+        table: three integers for each diagram node ``k``: the decision it tests, and the nodes that
+            follow when that is False and True. Nodes 0 and 1 are the constants and have no row, so
+            row ``r`` is node ``r + 2``.
+        roots: the node of each condition.
+
+    Returns:
+        bool ``[len(roots)]`` on the CPU, where reading one of them does not wait for a GPU.
+    """
+    decisions = opens.tolist()
+    values = [False, True]
+    for row in range(0, len(table), 3):
+        tested, low, high = table[row : row + 3]
+        values.append(values[high] if decisions[tested] else values[low])
+    return torch.tensor([values[root] for root in roots], dtype=torch.bool)
+
+
+@evaluate_conditions.register_fake
+def _(opens: Tensor, table: Sequence[int], roots: Sequence[int]) -> Tensor:
+    return torch.empty(len(roots), dtype=torch.bool, device="cpu")
+
+
+@torch.library.custom_op("skiplora::carry", mutates_args=())
+def carry(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], zero: bool) -> Tensor:
+    """Return what an addition is worth when not all of its operands were computed.
+
+    Args:
+        operands: the addends, all of one shape, dtype, device and stride.
+        conditions: bool vector on the CPU, from :func:`evaluate_conditions`.
+        which: for each operand the condition under which it holds a value that is not zero.
+        zero: whether the result is read when no operand holds one; if so it is zeros, else uninitialised.
+
+    Returns:
+        A new tensor: a copy of the first operand whose condition holds.
+    """
+    for operand, condition in zip(operands, which, strict=True):
+        if conditions[condition]:
+            return operand.clone(memory_format=torch.preserve_format)
+    return torch.zeros_like(operands[0]) if zero else torch.empty_like(operands[0])
+
+
+@carry.register_fake
+def _(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], zero: bool) -> Tensor:
+    return torch.empty_like(operands[0])
+
+
+GATE = torch.ops.skiplora.gate.default
+GATE_BACKWARD = torch.ops.skiplora.gate_backward.default
+DECIDE = torch.ops.skiplora.decide.default
+EVALUATE_CONDITIONS = torch.ops.skiplora.evaluate_conditions.default
+CARRY = torch.ops.skiplora.carry.default

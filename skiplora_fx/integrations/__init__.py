@@ -1,0 +1,1 @@
+"""One file for each framework that skiplora_fx plugs into."""

@@ -1,0 +1,77 @@
+"""What the search for adapters found: a :class:`Site` for each one it can gate, a :class:`Rejection` for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Site:
+    """A low-rank branch that joins a frozen path by an addition: ``join = h + Δh``.
+
+    Attributes:
+        index: position in the graph's vectors of thresholds and ratios.
+        name: path of the adapted layer, relative to the module that was compiled.
+        adapter: what follows that path in the names of the branch's parameters (PEFT: the adapter's name).
+        join: the addition.
+        h: the frozen layer's output. Where adapters are chained, that of the layer, not of the last join.
+        delta: the addend that is the branch's output, Δh.
+        chain: position among the adapters chained on this layer, from 0.
+        last: whether this is the last of that chain, so that ``join`` is the adapted layer's output.
+        parameters: placeholders of the *root* graph for the branch's parameters, A before B.
+        key: the placeholder whose run-time value identifies the site: the first parameter that trains.
+        key_depth: how many trailing parts the key's parameter path has beyond ``name``.
+        rank: r.
+        body: names of the nodes whose bodies lead from the root graph to the graph of ``join``: empty for
+            the root graph itself, else calls of activation checkpoints.
+    """
+
+    index: int
+    name: str
+    adapter: str
+    join: fx.Node
+    h: fx.Node
+    delta: fx.Node
+    chain: int
+    last: bool
+    parameters: tuple[fx.Node, ...]
+    key: fx.Node
+    key_depth: int
+    rank: int
+    body: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.adapter}] r={self.rank} at {'/'.join((*self.body, self.join.name))}"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something that looked like an adapter, or trains, and is not gated.
+
+    Attributes:
+        name: path of the module or parameter in question.
+        reason: why it is left alone, in words for the user.
+        node: name of the graph node where the search stopped.
+    """
+
+    name: str
+    reason: str
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason} (at {self.node})"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that ``find_lora`` says about one graph."""
+
+    sites: tuple[Site, ...]
+    rejections: tuple[Rejection, ...]
+
+    def describe(self) -> str:
+        """Return one line for each site and each rejection."""
+        lines = [f"site {site.index}: {site}" for site in self.sites]
+        return "\n".join(lines + [f"rejected: {rejection}" for rejection in self.rejections])

@@ -1,0 +1,139 @@
+"""With transformers' Trainer: compiled in place, counted by optimizer steps, logged, saved whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import skiplora_fx
+from skiplora_fx.integrations.transformers import SkipLoraCallback
+
+SHARES_COMPILED = True
+STEPS, ACCUMULATED, WARMUP = 6, 2, 3
+
+
+def rows(count: int) -> list[dict[str, torch.Tensor]]:
+    return [{name: value[0] for name, value in models.tokens(1, 12, seed).items()} for seed in range(count)]
+
+
+def arguments(directory: Path, **overrides: Any) -> TrainingArguments:
+    defaults: dict[str, Any] = {
+        "output_dir": str(directory),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": ACCUMULATED,
+        "logging_steps": 2,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+    }
+    return TrainingArguments(**{**defaults, **overrides})
+
+
+class Watcher(TrainerCallback):
+    """Keeps what a callback behind ours is given to log, and how many adapters were skipped at each step."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+        self.skipped: list[int] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.skipped.append(sum(site.skipped for site in skiplora_fx.sites(model)))
+
+
+class Run:
+    """One training run under the callback, every adapter below the threshold."""
+
+    def __init__(self, directory: Path) -> None:
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        self.directory = directory
+        self.watcher = Watcher()
+        model = models.with_lora(models.llama(1))
+        callback = SkipLoraCallback(threshold=1e9, warmup_steps=WARMUP, probe_every=0)
+        self.trainer = Trainer(
+            model=model,
+            args=arguments(directory, report_to=["tensorboard"]),
+            train_dataset=rows(40),
+            callbacks=[self.watcher, callback],
+        )
+        self.trainer.train()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("run"))
+
+
+def test_warm_up_counts_optimizer_steps_not_backwards(run: Run) -> None:
+    assert run.watcher.skipped == [0] * WARMUP + [2] * (STEPS - WARMUP)
+    assert {site.backwards for site in skiplora_fx.sites(run.trainer.model)} == {STEPS * ACCUMULATED}
+
+
+def test_callbacks_that_were_there_before_see_the_numbers(run: Run) -> None:
+    logged = [logs for logs in run.watcher.logs if "loss" in logs]
+    assert [logs["skiplora/skipped"] for logs in logged] == [0.0, 1.0, 1.0]
+    assert logged[-1]["skiplora/adapters"] == 2
+    assert logged[-1]["skiplora/ratio_min"] <= logged[-1]["skiplora/ratio_p50"] <= logged[-1]["skiplora/ratio_max"]
+
+
+def test_tensorboard_has_the_numbers(run: Run) -> None:
+    (events,) = run.directory.rglob("events.out.tfevents*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    assert [event.value for event in accumulator.Scalars("train/skiplora/skipped")] == [0.0, 1.0, 1.0]
+
+
+def test_saved_adapter_is_whole_and_reloads_to_the_same_outputs(run: Run, tmp_path: Path) -> None:
+    run.trainer.save_model(str(tmp_path))
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    trained = {name for name, parameter in run.trainer.model.named_parameters() if parameter.requires_grad}
+    assert {name.replace(".weight", ".default.weight") for name in saved} == trained
+    assert all(tensor.abs().max() > 0 for tensor in saved.values())
+    torch.manual_seed(0)
+    reloaded = PeftModel.from_pretrained(models.llama(1), tmp_path).eval()
+    model = run.trainer.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**models.tokens()).logits, reloaded(**models.tokens()).logits)
+
+
+def test_zero_b_learns_after_a_warm_up(tmp_path: Path) -> None:
+    """B = 0 makes every ratio 0; the warm-up is what lets an adapter begin."""
+    model = models.with_lora(models.llama(1))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.zeros_(parameter)
+    callback = SkipLoraCallback(threshold=1e-6, warmup_steps=2, probe_every=0)
+    trainer = Trainer(model=model, args=arguments(tmp_path), train_dataset=rows(40), callbacks=[callback])
+    trainer.train()
+    assert all(site.ratio > 1e-6 and not site.skipped for site in skiplora_fx.sites(model))
+
+
+def test_wrapper_of_torch_compile_is_refused(tmp_path: Path) -> None:
+    model: Any = torch.compile(models.with_lora(models.llama(1)))
+    with pytest.raises(skiplora_fx.UsageError, match="saves an empty adapter"):
+        Trainer(model=model, args=arguments(tmp_path), train_dataset=rows(2), callbacks=[SkipLoraCallback()])
+
+
+def test_compiling_twice_is_refused(tmp_path: Path) -> None:
+    model = models.with_lora(models.llama(1))
+    args = arguments(tmp_path, torch_compile=True)
+    with pytest.raises(skiplora_fx.UsageError, match="torch_compile"):
+        Trainer(model=model, args=args, train_dataset=rows(2), callbacks=[SkipLoraCallback()])
+
+
+def test_bad_options_show_before_training() -> None:
+    with pytest.raises(skiplora_fx.ConfigError, match=r"treshold.*Did you mean 'threshold'"):
+        SkipLoraCallback(treshold=0.1)
