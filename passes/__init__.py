@@ -7,12 +7,12 @@ a callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from ..site import Findings
+from ..site import Findings, Site
 from .find_lora import find_lora
 from .fold_gates import FoldedGates, fold_gates
 from .insert_gates import GatedGraph, insert_gates
@@ -81,7 +81,7 @@ class Pipeline:
         disabled: names of the passes to leave out.
         on_pass: called after each pass.
         gated: what ``insert_gates`` made.
-        inputs: for each site the positions of its parameters among the graph's inputs.
+        inputs: for each site the positions among the graph's inputs of the parameters that nothing else reads.
     """
 
     scope: str
@@ -97,8 +97,7 @@ class Pipeline:
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
             self.gated = insert_gates(gm, findings.sites, self.scope)
-            positions = {node: i for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
-            self.inputs = tuple(tuple(positions[node] for node in site.parameters) for site in findings.sites)
+            self.inputs = _own_inputs(gm.graph, findings.sites)
             self.on_pass("insert_gates", "dynamo", self.gated.gm.graph)
         return findings
 
@@ -133,6 +132,12 @@ class Described:
 
     def __str__(self) -> str:
         return describe(self.liveness, self.found)
+
+
+def _own_inputs(graph: fx.Graph, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
+    """Return for each site which inputs are its own, so that a gradient of one must have come through its gate."""
+    positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
+    return tuple(tuple(positions[node] for node in site.parameters if len(node.users) == 1) for site in sites)
 
 
 def _has_skiplora_nodes(graph: fx.Graph) -> bool:

@@ -33,7 +33,7 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
     In:
         AOTAutograd's joint graph (or, without a backward, the forward), aten-level, before the partitioner;
         ``gates``, the gates that ``insert_gates`` wrote, each as the indices of its sites; ``inputs``, for
-        each site the positions of its parameters among the graph's inputs.
+        each site the positions of its own parameters among the graph's inputs: those that nothing else reads.
     Out:
         The same graph, edited. No ``gate`` is left, so the forward makes no copy. Each
         ``gate_backward(grad, opens, sites)`` reads one vector, ``opens = ~(ratios < thresholds)``, which the

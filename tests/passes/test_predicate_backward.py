@@ -200,9 +200,6 @@ def test_what_is_behind_a_gate_of_two_sites_runs_if_either_is_open() -> None:
         assert counted.calls == (mask[0] or mask[2])
 
 
-@pytest.mark.xfail(
-    reason="closures that call themselves keep the diagrams in a cycle, at whose collection dd complains"
-)
 def test_conditions_are_freed_without_the_cyclic_collector() -> None:
     gm = trace(chain, OPENS, A, B, W, V)
     gc.collect()
