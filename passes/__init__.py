@@ -18,7 +18,7 @@ from .fold_gates import FoldedGates, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .predicate_backward import describe, predicate_backward
-from .regions import Regions, find_regions
+from .find_regions import Regions, find_regions
 
 __all__ = [
     "PIPELINE",
@@ -59,7 +59,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
     Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
     Stage("liveness", "backward", "the partitioner has settled what the backward recomputes, which may be skipped too"),
-    Stage("regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
+    Stage("find_regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
     Stage("predicate_backward", "backward", "before Inductor lowers: its fusions must not cross a region's border"),
 )
 """Every pass, in the order in which they run."""

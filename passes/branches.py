@@ -14,7 +14,7 @@ from ..gate import CARRY
 from . import operators
 from .conditions import Condition
 from .liveness import is_gate
-from .regions import Filler, Region
+from .find_regions import Filler, Region
 from .sizes import Sizes, symbols_of
 
 

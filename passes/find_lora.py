@@ -128,7 +128,7 @@ class _Search:
             self._sites[previous] = replace(self._sites[previous], last=False)
         name, adapter = _label(branch.parameters)
         key = next(p for p in branch.parameters if _requires_grad(p))
-        depth = len(_path(key).split(".")) - len(name.split("."))
+        depth = len(_path(key).split(".")) - len(name.split(".") if name else ())
         index = len(self._sites)
         self._by_join[join] = index
         self._sites.append(
@@ -328,5 +328,5 @@ def _label(parameters: tuple[fx.Node, ...]) -> tuple[str, str]:
     common = 0
     while all(len(path) > common for path in paths) and len({path[common] for path in paths}) == 1:
         common += 1
-    rest = paths[0][common:] if paths else []
-    return ".".join(paths[0][:common]) if paths else "", rest[-1] if rest else ""
+    rest = paths[0][common:] if paths else []  # the module of A or B, and in PEFT then the adapter's name
+    return ".".join(paths[0][:common]) if paths else "", rest[-1] if len(rest) > 1 else ""

@@ -51,6 +51,7 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
     backward = tuple(_relink(node, decisions) for node in _nodes(graph, GATE_BACKWARD))
     if _has_backward(graph):
         _check_twins(graph, forward, backward, inputs)
+    graph.eliminate_dead_code()
     return FoldedGates(forward, backward)
 
 

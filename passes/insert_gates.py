@@ -7,6 +7,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -53,8 +54,8 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> Gated
     copy = _Copy.of(gm)
     thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
     writer = _Writer(scope)
-    ratios = writer.write(copy, tuple(sites), thresholds, depth=0)
-    _add_outputs(copy.gm.graph, ratios, thresholds)
+    norms = writer.write(copy, tuple(sites), thresholds, depth=0)
+    _add_outputs(copy.gm.graph, norms, thresholds)
     copy.gm.graph.lint()
     copy.gm.recompile()
     return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates))
@@ -81,6 +82,13 @@ class _Copy:
         return cls(gm, nodes)
 
 
+class _Norms(NamedTuple):
+    """Nodes that hold ``||Δh||₂`` and ``||h||₂``: float32, 0-d for one site, ``[n]`` for all."""
+
+    delta: fx.Node
+    h: fx.Node
+
+
 class _Writer:
     """Writes gates into one graph and its bodies, and remembers which."""
 
@@ -88,20 +96,20 @@ class _Writer:
         self._scope = scope
         self.gates: list[tuple[int, ...]] = []
 
-    def write(self, copy: _Copy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[fx.Node]:
-        """Gate ``sites``; return their ratios, 0-d each, in the same order."""
-        ratios: list[fx.Node] = []
-        norms: dict[fx.Node, fx.Node] = {}
+    def write(self, copy: _Copy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
+        """Gate ``sites``; return their norms in the same order."""
+        norms: list[_Norms] = []
+        known: dict[fx.Node, fx.Node] = {}
         opens: dict[int, fx.Node] = {}
         for call, group in groupby(sites, key=lambda site: site.body[depth] if len(site.body) > depth else None):
             if call is not None:
-                ratios += self._write_body(copy, call, tuple(group), thresholds, depth)
+                norms += self._write_body(copy, call, tuple(group), thresholds, depth)
                 continue
             for site in group:
-                ratios.append(_write_ratio(copy, site, norms))
-                opens[site.index] = _write_decision(copy, site, ratios[-1], thresholds)
+                norms.append(_write_norms(copy, site, known))
+                opens[site.index] = _write_decision(copy, site, norms[-1], thresholds)
                 self._write_gates(copy, site, opens)
-        return ratios
+        return norms
 
     def _write_gates(self, copy: _Copy, site: Site, opens: dict[int, fx.Node]) -> None:
         join, delta = copy.nodes[site.join], copy.nodes[site.delta]
@@ -127,7 +135,7 @@ class _Writer:
 
     def _write_body(
         self, copy: _Copy, call_name: str, sites: tuple[Site, ...], thresholds: fx.Node, depth: int
-    ) -> list[fx.Node]:
+    ) -> list[_Norms]:
         graph = copy.gm.graph
         call = next(new for old, new in copy.nodes.items() if old.name == call_name)
         reference = call.args[0]
@@ -136,7 +144,7 @@ class _Writer:
         assert isinstance(original, fx.GraphModule)
         body = _Copy.of(original)
         inner = self.write(body, sites, _add_input(body.gm.graph, "skiplora_thresholds"), depth + 1)
-        position = _add_stacked_output(body.gm.graph, inner, call_name)
+        position = _add_stacked_outputs(body.gm.graph, inner, call_name)
         body.gm.recompile()
         name = f"{reference.target}_skiplora_{call_name}"
         copy.gm.add_submodule(name, body.gm)
@@ -145,19 +153,25 @@ class _Writer:
         call.args = (*call.args, thresholds)
         graph.erase_node(reference)
         with graph.inserting_before(call.next):
-            stacked = _call(graph, operator.getitem, call, position)
-            return [_call(graph, operator.getitem, stacked, index) for index in range(len(inner))]
+            stacked = [_call(graph, operator.getitem, call, position + part) for part in range(len(_Norms._fields))]
+            return [
+                _Norms(*(_call(graph, operator.getitem, vector, index) for vector in stacked))
+                for index in range(len(inner))
+            ]
 
 
-def _write_ratio(copy: _Copy, site: Site, norms: dict[fx.Node, fx.Node]) -> fx.Node:
-    graph, join = copy.gm.graph, copy.nodes[site.join]
-    with graph.inserting_before(join):
+def _write_norms(copy: _Copy, site: Site, known: dict[fx.Node, fx.Node]) -> _Norms:
+    graph = copy.gm.graph
+    with graph.inserting_before(copy.nodes[site.join]):
         # Kept by node, as the join may be in place and h be gone when a chained adapter asks for it again.
-        if site.h not in norms:
-            norms[site.h] = _write_norm(graph, copy.nodes[site.h])
-        h_norm = norms[site.h]
-        quotient = _call(graph, torch.div, _write_norm(graph, copy.nodes[site.delta]), h_norm)
-        return _call(graph, torch.where, _call(graph, torch.eq, h_norm, 0), math.inf, quotient)
+        if site.h not in known:
+            known[site.h] = _write_norm(graph, copy.nodes[site.h])
+        return _Norms(_write_norm(graph, copy.nodes[site.delta]), known[site.h])
+
+
+def _write_ratio(graph: fx.Graph, norms: _Norms) -> fx.Node:
+    quotient = _call(graph, torch.div, norms.delta, norms.h)
+    return _call(graph, torch.where, _call(graph, torch.eq, norms.h, 0), math.inf, quotient)
 
 
 def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -167,11 +181,11 @@ def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return graph.call_function(torch.linalg.vector_norm, (detached,), {"dtype": torch.float32})
 
 
-def _write_decision(copy: _Copy, site: Site, ratio: fx.Node, thresholds: fx.Node) -> fx.Node:
+def _write_decision(copy: _Copy, site: Site, norms: _Norms, thresholds: fx.Node) -> fx.Node:
     graph = copy.gm.graph
     with graph.inserting_before(copy.nodes[site.join]):
         threshold = _call(graph, operator.getitem, thresholds, site.index)
-        return _call(graph, torch.logical_not, _call(graph, torch.lt, ratio, threshold))
+        return _call(graph, torch.logical_not, _call(graph, torch.lt, _write_ratio(graph, norms), threshold))
 
 
 def _add_input(graph: fx.Graph, name: str) -> fx.Node:
@@ -182,26 +196,30 @@ def _add_input(graph: fx.Graph, name: str) -> fx.Node:
     return node
 
 
-def _add_outputs(graph: fx.Graph, ratios: list[fx.Node], thresholds: fx.Node) -> None:
+def _add_outputs(graph: fx.Graph, norms: list[_Norms], thresholds: fx.Node) -> None:
     output = graph.output_node()
     with graph.inserting_before(output):
-        vector = _call(graph, torch.stack, ratios)
-        decisions = _call(graph, DECIDE, vector, thresholds)
+        # Once more for all sites at once: a gate's own scalars are gone as soon as it is folded.
+        ratios = _write_ratio(graph, _write_stacked(graph, norms))
+        decisions = _call(graph, DECIDE, ratios, thresholds)
     results = output.args[0]
     assert isinstance(results, (tuple, list))
-    output.args = ((*results, vector, decisions),)
+    output.args = ((*results, ratios, decisions),)
 
 
-def _add_stacked_output(graph: fx.Graph, ratios: list[fx.Node], call_name: str) -> int:
-    """Return the vector of ``ratios`` as one more output of a checkpoint's body; give its position."""
+def _add_stacked_outputs(graph: fx.Graph, norms: list[_Norms], call_name: str) -> int:
+    """Return ``norms`` as two more outputs of a checkpoint's body, ``[n]`` each; give the first one's position."""
     output = graph.output_node()
     results = output.args[0]
     if not isinstance(results, (tuple, list)):
         raise InternalError(f"the body of {call_name} returns {results!r}, expected a tuple")
     with graph.inserting_before(output):
-        vector = _call(graph, torch.stack, ratios)
-    output.args = ((*results, vector),)
+        output.args = ((*results, *_write_stacked(graph, norms)),)
     return len(results)
+
+
+def _write_stacked(graph: fx.Graph, norms: list[_Norms]) -> _Norms:
+    return _Norms(*(_call(graph, torch.stack, list(nodes)) for nodes in zip(*norms, strict=True)))
 
 
 def _call(graph: fx.Graph, target: object, *args: object) -> fx.Node:

@@ -15,7 +15,7 @@ from . import operators
 from .branches import build_branches
 from .conditions import Condition, flatten
 from .liveness import Liveness, gate_sites, is_gate
-from .regions import Filler, Region, Regions
+from .find_regions import Filler, Region, Regions
 from .sizes import Sizes
 
 _COND = torch.ops.higher_order.cond

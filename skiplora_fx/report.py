@@ -33,6 +33,8 @@ _ALIGNMENT = ("left", "right", "right", "right", "left", "right")
 
 def _row(state: SiteState) -> list[str]:
     ratio = "-" if math.isnan(state.ratio) and not state.backwards else f"{state.ratio:.4g}"
-    name = state.name if state.adapter in ("", "default") else f"{state.name} [{state.adapter}]"
+    name = state.name or "(root)"
+    if state.adapter not in ("", "default"):
+        name += f" [{state.adapter}]"
     now = "skipped" if state.skipped else "open"
     return [name, str(state.rank), ratio, f"{state.threshold:.4g}", now, f"{state.skip_rate:.0%}"]

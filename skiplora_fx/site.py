@@ -13,8 +13,8 @@ class Site:
 
     Attributes:
         index: position in the graph's vectors of thresholds and ratios.
-        name: path of the adapted layer, relative to the module that was compiled.
-        adapter: what follows that path in the names of the branch's parameters (PEFT: the adapter's name).
+        name: path of the adapted layer, relative to the module that was compiled; empty if it is that module.
+        adapter: the adapter's name where the paths of the branch's parameters have one (as PEFT's do), else empty.
         join: the addition.
         h: the frozen layer's output. Where adapters are chained, that of the layer, not of the last join.
         delta: the addend that is the branch's output, Δh.
@@ -43,7 +43,8 @@ class Site:
     body: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name} [{self.adapter}] r={self.rank} at {'/'.join((*self.body, self.join.name))}"
+        label = f"{self.name or '(the compiled module)'} {f'[{self.adapter}] ' if self.adapter else ''}"
+        return f"{label}r={self.rank} at {'/'.join((*self.body, self.join.name))}"
 
 
 @dataclass(frozen=True)

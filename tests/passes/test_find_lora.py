@@ -97,7 +97,12 @@ def test_the_parts_of_a_site() -> None:
     assert shapes == [(RANK, WIDE), (WIDE, RANK)]
     assert site.key is site.parameters[0]
     assert site.body == ()
-    assert (site.name, site.key_depth) == ("layer", 2)
+    assert (site.name, site.adapter, site.key_depth) == ("layer", "", 2)
+
+
+def test_the_compiled_module_may_be_the_adapted_layer_itself() -> None:
+    site = only_site(find_lora(dynamo_graph(Linear(), batch())))
+    assert (site.name, site.adapter, site.key_depth) == ("", "", 2)
 
 
 @pytest.mark.parametrize(
