@@ -14,11 +14,11 @@ from torch import fx
 
 from ..site import Findings, Site
 from .find_lora import find_lora
+from .find_regions import Regions, find_regions
 from .fold_gates import FoldedGates, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .predicate_backward import describe, predicate_backward
-from .find_regions import Regions, find_regions
 
 __all__ = [
     "PIPELINE",

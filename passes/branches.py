@@ -10,11 +10,12 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from .._torch_compat import LazyGraphModule
 from ..gate import CARRY
 from . import operators
 from .conditions import Condition
-from .liveness import is_gate
 from .find_regions import Filler, Region
+from .liveness import is_gate
 from .sizes import Sizes, symbols_of
 
 
@@ -104,7 +105,7 @@ class _Builder:
         for node in _in_order(order, inner):
             inner[node] = self._copy(graph, node, inner)
         graph.output(tuple(inner[node] for node in self._region.outputs))
-        return fx.GraphModule(torch.nn.Module(), graph)
+        return LazyGraphModule(torch.nn.Module(), graph)
 
     def _copy(self, graph: fx.Graph, node: fx.Node, inner: dict[fx.Node, fx.Node]) -> fx.Node:
         if not is_gate(node):
@@ -126,7 +127,7 @@ class _Builder:
         fillers = [self._fill(graph, sizes, inner, node, filler) for node, filler in self._region.outputs.items()]
         graph.output(tuple(fillers))
         graph.eliminate_dead_code()
-        return fx.GraphModule(torch.nn.Module(), graph)
+        return LazyGraphModule(torch.nn.Module(), graph)
 
     def _fill(
         self, graph: fx.Graph, sizes: Sizes, inner: dict[fx.Node, fx.Node], node: fx.Node, filler: Filler

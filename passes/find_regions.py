@@ -33,7 +33,7 @@ class Region:
     """Nodes that run under one condition and can run in one go.
 
     Attributes:
-        condition: when to run.
+        condition: when to run: at least whenever one of the nodes is live.
         nodes: in the graph's order. Views are not listed: each region repeats those that it reads.
         outputs: the nodes that others read, each with its filler.
     """
@@ -61,7 +61,8 @@ def find_regions(graph: fx.Graph, liveness: Liveness) -> Regions:
         :class:`Regions`. A node that is always live is in none; one that is never demanded is in none either.
     Terms:
         *run condition*: that a node is live; for a sum that it is live and no addend is zero, since a sum
-        with one zero addend is the other. *level*: how often the condition changes, at most, on a path
+        with one zero addend is the other. A pointwise node takes the wider condition of a node that it reads,
+        if everything it reads is there by then: one region then does for several. *level*: how often the condition changes, at most, on a path
         that leads to the node. A region is the nodes of one condition and one level: a path that leaves
         it and comes back would have changed condition twice, so regions never wait for each other in a circle.
     """
@@ -75,7 +76,9 @@ class _Grouping:
         self._graph = graph
         self._liveness = liveness
         self._conditions = liveness.conditions
-        self._run = {node: self._run_condition(node) for node in liveness.live}
+        self._run = {node: self._run_condition(node) for node in graph.nodes if node.op != "output"}
+        self._there = dict(liveness.live)
+        self._widen_pointwise()
         self._open_gates = frozenset(node for node in graph.nodes if is_gate(node) and self._seen_open(node))
         self._levels: dict[fx.Node, int] = {}
 
@@ -99,6 +102,37 @@ class _Grouping:
         if not is_plain_sum(node):
             return live
         return self._conditions.all((live, *(self._liveness.nonzero[addend] for addend in addends(node))))
+
+    def _widen_pointwise(self) -> None:
+        """Let pointwise nodes run whenever one that they read does, and note when each value is there."""
+        ready: list[fx.Node] = []
+        for node in self._run:
+            sources = operators.tensor_inputs(node)
+            there = self._conditions.all(self._there[source] for source in sources)
+            if operators.is_view(node) or operators.is_part(node) or operators.is_creation(node):
+                self._there[node] = there
+            elif not self._may_widen(node):
+                continue
+            elif there == self._conditions.true:
+                self._there[node] = there  # what is recomputed from saved values alone: there for whoever asks
+                ready.append(node)
+            else:
+                self._run[node] = self._there[node] = self._widest(node, sources, there)
+        for node in reversed(ready):
+            asked = (self._run[reader] for reader in self._readers_through_views(node))
+            self._run[node] = self._there[node] = self._conditions.any((self._run[node], *asked))
+
+    def _may_widen(self, node: fx.Node) -> bool:
+        # A sum that may be one of its addends runs under less than its own liveness; it stays as it is.
+        return (
+            operators.is_pointwise(node) and self._is_predicated(node) and self._run[node] == self._liveness.live[node]
+        )
+
+    def _widest(self, node: fx.Node, sources: list[fx.Node], there: Condition) -> Condition:
+        """Return when one of the ``sources`` is there, if ``node`` can run whenever it is, else when it has to."""
+        own = self._run[node]
+        wider = (self._there[source] for source in sources)
+        return next((c for c in wider if c != self._conditions.true and own <= c <= there), own)
 
     def _is_predicated(self, node: fx.Node) -> bool:
         return self._run[node] != self._conditions.true and self._liveness.demanded[node] != self._conditions.false
@@ -173,9 +207,8 @@ class _Grouping:
         }
 
     def _filler(self, node: fx.Node) -> Filler:
-        live = self._liveness.live[node]
-        # A reader that runs while this is not live has found it zero; else it would be demanded, so live.
-        zero = any(not self._reading(reader) <= live for reader in self._readers(node))
+        # A reader that runs while this is not there has found it zero; else it would be demanded, so live.
+        zero = any(not self._reading(reader) <= self._there[node] for reader in self._readers(node))
         return Filler(zero, self._carried(node))
 
     def _carried(self, node: fx.Node) -> tuple[tuple[fx.Node, Condition], ...]:

@@ -81,6 +81,16 @@ CREATIONS: frozenset[str] = frozenset(
 """Operators that make a tensor from numbers: cheaper to repeat than to hand over."""
 
 
+_NEARLY_POINTWISE: frozenset[str] = frozenset((*_aten("clone _to_copy slice_scatter"), "prims.convert_element_type"))
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Return whether the node does no more than touch each element once: cheaper to run than to ask whether to."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return torch.Tag.pointwise in node.target.tags or name_of(node) in _NEARLY_POINTWISE
+
+
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the inputs of a node that hold a tensor, or a tuple of them."""
     return [source for source in node.all_input_nodes if holds_tensors(source)]

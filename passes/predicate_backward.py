@@ -14,8 +14,8 @@ from ..gate import EVALUATE_CONDITIONS
 from . import operators
 from .branches import build_branches
 from .conditions import Condition, flatten
-from .liveness import Liveness, gate_sites, is_gate
 from .find_regions import Filler, Region, Regions
+from .liveness import Liveness, gate_sites, is_gate
 from .sizes import Sizes
 
 _COND = torch.ops.higher_order.cond

@@ -17,10 +17,12 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
 from torch._logging import trace_structured  # artifacts for tlparse
 from torch._subclasses.fake_tensor import FakeTensor  # what meta["val"] holds
+from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule  # writes its Python only if called
 
 __all__ = [
     "CustomGraphPass",
     "FakeTensor",
+    "LazyGraphModule",
     "compile_with_inductor",
     "dynamo_counters",
     "get_hash_for_files",

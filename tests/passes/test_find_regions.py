@@ -15,9 +15,9 @@ from programs import Program, inputs, programs
 from torch import Tensor, fx
 
 from skiplora_fx.passes import Liveness, Regions, find_regions, liveness
+from skiplora_fx.passes.find_regions import Filler, Region, is_plain_sum
 from skiplora_fx.passes.liveness import is_gate
 from skiplora_fx.passes.operators import is_creation, is_view
-from skiplora_fx.passes.find_regions import Filler, Region, is_plain_sum
 
 SITES = 3
 OPENS = torch.ones(SITES, dtype=torch.bool)
