@@ -49,16 +49,16 @@ class Demo(Settings):
     held_out_files: int = 40
     held_out_blocks: int = 96
     code_blocks: int = 2000
-    vocabulary: int = 2048
-    hidden: int = 256
-    layers: int = 6
-    heads: int = 8
-    pretrain_steps: int = 150
+    vocabulary: int = 1024
+    hidden: int = 192
+    layers: int = 8
+    heads: int = 6
+    pretrain_steps: int = 400
     pretrain_learning_rate: float = 2e-3
     max_steps: int = 200
     warmup_steps: int = 50
-    threshold: float = 0.16
-    targets: str = "up_proj"
+    threshold: float = 0.05
+    targets: str = "down_proj"
     batch_size: int = 8
 
 

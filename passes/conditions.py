@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, TypeAlias
 
 from dd import autoref
@@ -55,8 +56,20 @@ class Conditions:
         return result
 
     def text(self, condition: Condition) -> str:
-        """Return the condition as a formula over ``s0``, ``s1``, …, the decisions."""
-        return str(self._diagrams.to_expr(condition))
+        """Return the condition in words over ``s0``, ``s1``, …, the decisions."""
+        if condition in (self.true, self.false):
+            return "always" if condition == self.true else "never"
+        needed = sorted(site for site in self.support(condition) if condition <= self.open([site]))
+        rest = self._diagrams.let({_variable(site): True for site in needed}, condition)
+        return " and ".join([_variable(site) for site in needed] + ([] if rest == self.true else [self._rest(rest)]))
+
+    def _rest(self, condition: Condition) -> str:
+        """Return the text of a condition that needs none of its sites."""
+        sites = self.support(condition)
+        if condition != self.open(sites):
+            return f"({self._diagrams.to_expr(condition)})"
+        spans = groupby(enumerate(sorted(sites)), key=lambda pair: pair[1] - pair[0])
+        return "any of " + ", ".join(_span([site for _, site in span]) for _, span in spans)
 
     @staticmethod
     def support(condition: Condition) -> frozenset[int]:
@@ -95,6 +108,11 @@ def _children(condition: Condition) -> tuple[Condition, Condition]:
     # dd shares a node between a function and its negation, and marks the reference.
     low, high = condition.low, condition.high
     return (~low, ~high) if condition.negated else (low, high)
+
+
+def _span(sites: Sequence[int]) -> str:
+    ends = dict.fromkeys((_variable(sites[0]), _variable(sites[-1])))
+    return "…".join(ends) if len(sites) > 2 else ", ".join(ends)
 
 
 def _variable(site: int) -> str:

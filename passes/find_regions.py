@@ -62,9 +62,10 @@ def find_regions(graph: fx.Graph, liveness: Liveness) -> Regions:
     Terms:
         *run condition*: that a node is live; for a sum that it is live and no addend is zero, since a sum
         with one zero addend is the other. A pointwise node takes the wider condition of a node that it reads,
-        if everything it reads is there by then: one region then does for several. *level*: how often the condition changes, at most, on a path
-        that leads to the node. A region is the nodes of one condition and one level: a path that leaves
-        it and comes back would have changed condition twice, so regions never wait for each other in a circle.
+        if everything it reads is there by then: one region then does for several. *level*: how often the
+        condition changes, at most, on a path that leads to the node. A region is the nodes of one condition and
+        one level: a path that leaves it and comes back would have changed condition twice, so regions never wait
+        for each other in a circle.
     """
     return _Grouping(graph, liveness).regions()
 

@@ -86,9 +86,9 @@ def test_constants() -> None:
 
 def test_text() -> None:
     conditions = Conditions(2)
-    assert conditions.text(conditions.true) == "TRUE"
+    assert conditions.text(conditions.true) == "always"
     assert conditions.text(conditions.open([1])) == "s1"
-    assert conditions.text(conditions.all([conditions.open([0]), conditions.open([1])])) == "ite(s1, s0, FALSE)"
+    assert conditions.text(conditions.all([conditions.open([0]), conditions.open([1])])) == "s0 and s1"
 
 
 def test_a_chain_of_a_thousand_sites_shares_its_diagram() -> None:

@@ -127,7 +127,7 @@ def test_results_of_one_operator_stay_with_it() -> None:
     parts = [node for node in region.nodes if node.target is operator.getitem]
     assert len(parts) == 2
     assert set(parts) == set(region.outputs)
-    assert found.analysis.conditions.text(region.condition) == "ite(s1, TRUE, s0)"
+    assert found.analysis.conditions.text(region.condition) == "any of s0, s1"
 
 
 def test_views_are_repeated_not_listed() -> None:
@@ -179,7 +179,7 @@ def test_zero_where_somebody_reads_it(function: Callable[..., Any], name: str, z
 
 def test_a_sum_carries_what_is_left_of_it() -> None:
     found = Found(lambda o, a, b, w: gate(a.mm(w), o, 0) + gate(b.mm(w), o, 1), A, B, W)
-    assert found.analysis.conditions.text(found.region_of("add").condition) == "ite(s1, s0, FALSE)"
+    assert found.analysis.conditions.text(found.region_of("add").condition) == "s0 and s1"
     assert found.carried("add") == {"gate_backward": "s0", "gate_backward_1": "s1"}
     assert found.filler("add").zero
 
@@ -190,13 +190,13 @@ def test_a_sum_of_sums_carries_from_one_to_the_next() -> None:
 
     found = Found(sums, A, B, W)
     assert found.carried("add") == {"gate_backward": "s0", "gate_backward_1": "s1"}
-    assert found.carried("add_1") == {"add": "ite(s1, TRUE, s0)", "gate_backward_2": "s2"}
+    assert found.carried("add_1") == {"add": "any of s0, s1", "gate_backward_2": "s2"}
     assert found.region_of("add") is not found.region_of("add_1")
 
 
 def test_a_sum_whose_one_side_is_never_zero_carries_that() -> None:
     found = Found(lambda o, a, b, w: b.mm(w) + gate(a, o, 0).mm(w), A, B, W)
-    assert found.carried("add") == {"mm": "TRUE"}
+    assert found.carried("add") == {"mm": "always"}
     assert not found.filler("add").zero or found.analysis.live[_node(found, "add")] == found.analysis.conditions.true
 
 
