@@ -15,7 +15,7 @@ from . import operators
 from .branches import build_branches
 from .conditions import Condition, flatten
 from .find_regions import Filler, Region, Regions
-from .liveness import Liveness, gate_sites, is_gate
+from .liveness import Liveness, is_gate
 from .sizes import Sizes
 
 _COND = torch.ops.higher_order.cond
@@ -124,11 +124,9 @@ def describe(liveness: Liveness, found: Regions) -> str:
 
 
 def _filler_text(liveness: Liveness, filler: Filler) -> str:
+    always = [addend.name for addend, condition in filler.carried if condition == liveness.conditions.true]
+    if always:
+        return f"else {always[0]}"
     rest = "zeros" if filler.zero else "uninitialised"
     carried = (f"{addend.name} if {liveness.conditions.text(c)}" for addend, c in filler.carried)
     return "else " + ", ".join([*carried, rest])
-
-
-def sites_in(graph: fx.Graph) -> set[int]:
-    """Return the sites whose gates are in a backward graph."""
-    return {site for node in graph.nodes if is_gate(node) for site in gate_sites(node)}
