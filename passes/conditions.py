@@ -77,13 +77,17 @@ class Conditions:
         return frozenset(int(name[1:]) for name in condition.support)
 
 
-def flatten(conditions: Sequence[Condition]) -> tuple[list[int], list[int]]:
+def flatten(conditions: Sequence[Condition]) -> tuple[str, str]:
     """Return ``(table, roots)`` for ``skiplora::evaluate_conditions``: one diagram for all ``conditions``."""
     rows: list[int] = []
     numbers: dict[Condition, int] = {}
     for condition in conditions:
         _number(condition, numbers, rows)
-    return rows, [numbers[condition] for condition in conditions]
+    return _words(rows), _words(numbers[condition] for condition in conditions)
+
+
+def _words(numbers: Iterable[int]) -> str:
+    return " ".join(map(str, numbers))
 
 
 def _number(condition: Condition, numbers: dict[Condition, int], rows: list[int]) -> None:

@@ -73,7 +73,7 @@ class _Rewrite:
         with self._graph.inserting_after(opens):
             node = self._graph.call_function(EVALUATE_CONDITIONS, (opens, table, roots))
         with opens.meta["val"].fake_mode:
-            node.meta["val"] = torch.empty(len(roots), dtype=torch.bool, device="cpu")
+            node.meta["val"] = torch.empty(len(self._indices), dtype=torch.bool, device="cpu")
         return node
 
     def _replace(self, number: int, region: Region) -> None:

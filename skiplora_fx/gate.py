@@ -17,6 +17,7 @@ which the passes keep while they take the operators away again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -90,8 +91,14 @@ def _(ratios: Tensor, thresholds: Tensor) -> Tensor:
     return torch.empty_like(ratios, dtype=torch.bool)
 
 
-@torch.library.custom_op("skiplora::evaluate_conditions", mutates_args=())
-def evaluate_conditions(opens: Tensor, table: Sequence[int], roots: Sequence[int]) -> Tensor:
+# The two that run once for each backward, or oftener, are defined without custom_op, whose every call goes through
+# several layers of Python; and numbers travel as text, which costs nothing to hand over and is parsed once.
+torch.library.define("skiplora::evaluate_conditions", "(Tensor opens, str table, str roots) -> Tensor")
+torch.library.define("skiplora::carry", "(Tensor[] operands, Tensor conditions, int[] which, bool zero) -> Tensor")
+
+
+@torch.library.impl("skiplora::evaluate_conditions", "CompositeExplicitAutograd")
+def evaluate_conditions(opens: Tensor, table: str, roots: str) -> Tensor:
     """Evaluate every condition of a predicated backward, with one copy of the decisions to the host.
 
     The conditions are Boolean functions of the decisions, given as one shared binary decision diagram
@@ -109,18 +116,28 @@ def evaluate_conditions(opens: Tensor, table: Sequence[int], roots: Sequence[int
     """
     decisions = opens.tolist()
     values = [False, True]
-    for row in range(0, len(table), 3):
-        tested, low, high = table[row : row + 3]
+    for tested, low, high in _rows(table):
         values.append(values[high] if decisions[tested] else values[low])
-    return torch.tensor([values[root] for root in roots], dtype=torch.bool)
+    return torch.tensor([values[root] for root in _numbers(roots)], dtype=torch.bool)
 
 
-@evaluate_conditions.register_fake
-def _(opens: Tensor, table: Sequence[int], roots: Sequence[int]) -> Tensor:
-    return torch.empty(len(roots), dtype=torch.bool, device="cpu")
+@torch.library.register_fake("skiplora::evaluate_conditions")
+def _(opens: Tensor, table: str, roots: str) -> Tensor:
+    return torch.empty(len(_numbers(roots)), dtype=torch.bool, device="cpu")
 
 
-@torch.library.custom_op("skiplora::carry", mutates_args=())
+@lru_cache(maxsize=1024)
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
+
+
+@lru_cache(maxsize=1024)
+def _rows(text: str) -> tuple[tuple[int, int, int], ...]:
+    numbers = _numbers(text)
+    return tuple(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
+
+
+@torch.library.impl("skiplora::carry", "CompositeExplicitAutograd")
 def carry(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], zero: bool) -> Tensor:
     """Return what an addition is worth when not all of its operands were computed.
 
@@ -139,7 +156,7 @@ def carry(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], 
     return torch.zeros_like(operands[0]) if zero else torch.empty_like(operands[0])
 
 
-@carry.register_fake
+@torch.library.register_fake("skiplora::carry")
 def _(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], zero: bool) -> Tensor:
     return torch.empty_like(operands[0])
 

@@ -25,7 +25,7 @@ def flags(*values: bool) -> Tensor:
         pytest.param(ops.gate_backward, lambda: (torch.randn(2, 3), SHUT, [1]), id="gate_backward by a flag"),
         pytest.param(ops.gate_backward, lambda: (torch.randn(2, 3), flags(1, 0), [1]), id="gate_backward by a vector"),
         pytest.param(ops.decide, lambda: (torch.rand(3), torch.rand(3)), id="decide"),
-        pytest.param(ops.evaluate_conditions, lambda: (flags(1, 0), [0, 0, 1], [2, 0]), id="evaluate_conditions"),
+        pytest.param(ops.evaluate_conditions, lambda: (flags(1, 0), "0 0 1", "2 0"), id="evaluate_conditions"),
         pytest.param(
             ops.carry, lambda: ([torch.randn(3), torch.randn(3)], flags(0, 1), [0, 1], True), id="carry, zeros if none"
         ),
@@ -89,8 +89,8 @@ def test_decisions(ratio: float, threshold: float, open: bool) -> None:
 
 def test_conditions_are_evaluated_on_the_host() -> None:
     # Node 2 is site 1; node 3 is "site 0, else node 2".
-    table = [1, 0, 1, 0, 2, 1]
-    found = {mask: ops.evaluate_conditions(flags(*mask), table, [0, 1, 2, 3]).tolist() for mask in masks(2)}
+    table = "1 0 1 0 2 1"
+    found = {mask: ops.evaluate_conditions(flags(*mask), table, "0 1 2 3").tolist() for mask in masks(2)}
     assert found == {mask: [False, True, mask[1], mask[0] or mask[1]] for mask in masks(2)}
 
 

@@ -81,7 +81,7 @@ def test_constants() -> None:
     conditions = Conditions(1)
     assert conditions.any([]) == conditions.open([]) == conditions.false
     assert conditions.all([]) == conditions.true
-    assert flatten([conditions.true, conditions.false]) == ([], [1, 0])
+    assert flatten([conditions.true, conditions.false]) == ("", "1 0")
 
 
 def test_text() -> None:
@@ -97,7 +97,7 @@ def test_a_chain_of_a_thousand_sites_shares_its_diagram() -> None:
     for site in range(1, 1000):
         below.append(conditions.any([below[-1], conditions.open([site])]))
     table, roots = flatten(below)
-    assert len(table) == 3 * 1000
+    assert len(table.split()) == 3 * 1000
     mask = torch.zeros(1000, dtype=torch.bool)
     mask[700] = True
     found = torch.ops.skiplora.evaluate_conditions(mask, table, roots)
