@@ -6,10 +6,21 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, TypeAlias
 
-from dd import autoref
+from dd import autoref, bdd
 
 Condition: TypeAlias = Any  # dd.autoref.Function; dd comes without types
 """A Boolean function of the decisions. Equal functions are equal objects and hash alike; ``<=`` is implication."""
+
+
+class _Manager(bdd.BDD):
+    """Diagrams that may go in any order.
+
+    ``dd`` raises, into the void, when they go before the last function that refers to them. Python's collector
+    of cycles knows no order.
+    """
+
+    def __del__(self) -> None:
+        pass
 
 
 class Conditions:
@@ -24,6 +35,8 @@ class Conditions:
 
     def __init__(self, sites: int) -> None:
         self._diagrams = autoref.BDD()
+        self._diagrams._bdd = _Manager()
+        self._diagrams.vars = self._diagrams._bdd.vars
         self._diagrams.configure(reordering=False)
         # The last site on top: what a node of the backward waits for is "any site below me", and in this
         # order the diagrams of all these share one chain.

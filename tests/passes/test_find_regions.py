@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from aten import gate, trace
+from aten import assert_same_under_all_masks, gate, predicated, trace
 from hypothesis import assume, given, settings
 from programs import Program, inputs, programs
 from torch import Tensor, fx
@@ -226,3 +226,42 @@ def test_the_graph_is_not_changed() -> None:
     before = str(gm.graph)
     find_regions(gm.graph, liveness(gm.graph, SITES))
     assert str(gm.graph) == before
+
+
+def two_ways(o: Tensor, grad: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One product, and behind it a path for each of two sites that begins with something pointwise."""
+    shared = grad.mm(w)
+    return gate(shared * w.sin(), o, 0).mm(v), gate(shared * v, o, 1).mm(w)
+
+
+def test_pointwise_nodes_run_whenever_what_they_read_does() -> None:
+    found = Found(two_ways, A, W, V)
+    region = found.region_of("mm")
+    assert {node.name for node in region.nodes} >= {"mm", "mul", "mul_1"}
+    assert found.analysis.conditions.text(region.condition) == "any of s0, s1"
+
+
+def test_what_is_recomputed_from_saved_values_runs_with_who_reads_it() -> None:
+    found = Found(two_ways, A, W, V)
+    assert found.region_of("sin") is found.region_of("mul")
+
+
+def test_products_run_under_their_own_condition() -> None:
+    found = Found(two_ways, A, W, V)
+    say = found.analysis.conditions.text
+    assert {name: say(found.region_of(name).condition) for name in ("mm_1", "mm_2")} == {"mm_1": "s0", "mm_2": "s1"}
+
+
+def test_a_sum_that_may_be_one_of_its_addends_runs_under_its_own_condition() -> None:
+    def sum_of_two(o: Tensor, grad: Tensor, w: Tensor) -> Tensor:
+        shared = grad.mm(w)
+        return gate(shared + gate(shared.mm(w), o, 0), o, 1)
+
+    found = Found(sum_of_two, A, W)
+    assert found.analysis.conditions.text(found.region_of("add").condition) == "s0 and s1"
+    assert found.carried("add") == {"mm": "s1"}
+
+
+def test_wider_conditions_change_no_value() -> None:
+    before = trace(two_ways, OPENS, A, W, V)
+    assert_same_under_all_masks(before, predicated(before, SITES), SITES, (A, W, V))
