@@ -158,6 +158,8 @@ def test_every_adapter_is_gated(pair: Pair) -> None:
 
 
 def test_masks_change_without_a_recompile(pair: Pair) -> None:
+    for _ in range(2):  # BERT writes into its configuration at the first forward, which compiles it a second time
+        pair._run(pair.model, pair.case.batches[0]())().backward()
     before = dynamo_counters["stats"]["unique_graphs"]
     with torch.compiler.set_stance("fail_on_recompile"):
         for shut in pair.sites:
