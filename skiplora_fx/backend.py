@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import passes, runtime
+from . import gate, passes, runtime
 from ._torch_compat import (
     CustomGraphPass,
     compile_with_inductor,
@@ -150,7 +150,7 @@ class _Hook(CustomGraphPass):
 
     Args:
         rewrite: edits a graph in place.
-        key: what the result depends on beside the graph and the passes' source, for Inductor's caches.
+        key: what the result depends on beside the graph and the source of passes and gate, for Inductor's caches.
     """
 
     def __init__(self, rewrite: Callable[[fx.Graph], None], key: str) -> None:
@@ -164,7 +164,7 @@ class _Hook(CustomGraphPass):
         return get_hash_for_files(_SOURCES, extra=self._key)
 
 
-_SOURCES = tuple(sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))
+_SOURCES = (gate.__file__, *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))
 
 
 def _trace(name: str, kind: str, graph: fx.Graph) -> None:

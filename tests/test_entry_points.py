@@ -18,6 +18,13 @@ import skiplora_fx
 ALWAYS_SHUT = {"threshold": math.inf, "warmup_steps": 0, "probe_every": 0}
 
 
+def run(script: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that may import the tests' helpers in a process of its own."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, **variables}
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=env)
+
+
 def test_torch_finds_the_backend_without_an_import() -> None:
     listing = "import torch; print('skiplora' in torch.compiler.list_backends())"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
@@ -71,9 +78,8 @@ def test_the_logs_show_sites_rejections_and_regions(tmp_path: Path) -> None:
             model(batch()).sum().backward()
         """)
     )
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "TORCH_LOGS": "+skiplora_fx"}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=env)
+    # What Inductor finds in its cache runs no pass.
+    done = run(script, TORCH_LOGS="+skiplora_fx", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
     for line in (
         "find_lora: 3 sites",
         "site 0: layer r=4 at add",
@@ -84,3 +90,25 @@ def test_the_logs_show_sites_rejections_and_regions(tmp_path: Path) -> None:
         "add_9: else add_5 if any of s1, s2, mm_15 if s0, zeros",
     ):
         assert line in done.stderr, done.stderr
+
+
+def test_a_second_process_finds_the_compiled_graphs_in_the_cache(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+            import math, torch, skiplora_fx
+            from torch._dynamo.utils import counters
+            from lora_modules import Around, batch
+            torch.manual_seed(0)
+            model = Around(lambda layer, x: layer(layer(x).relu()))
+            model.compile(backend="skiplora", options={"threshold": math.inf, "warmup_steps": 0, "probe_every": 0})
+            for threshold in (math.inf, 0.0):
+                model.zero_grad()
+                model(batch()).sum().backward()
+                print(bool(model.layer.a.weight.grad.any()), end=" ")
+                skiplora_fx.set_threshold(model, 0.0)
+            print(counters["aot_autograd"]["autograd_cache_hit"])
+        """)
+    )
+    found = [run(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")).stdout.split() for _ in range(2)]
+    assert found == [["False", "True", "0"], ["False", "True", "1"]]
