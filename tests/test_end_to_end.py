@@ -66,8 +66,10 @@ CASES = {
         tolerance=5e-2,
         context=lambda: torch.autocast("cpu", torch.bfloat16),
     ),
+    "bfloat16 base": Case(lambda: models.with_lora(models.llama(2).bfloat16()), tolerance=5e-2),
 }
 
+# One scope each in every run: which one differs little, and each compile takes its time.
 COMPILED = [
     ("llama q/v", "adapter"),
     ("llama q/v", "layer"),
@@ -79,6 +81,7 @@ COMPILED = [
     ("per-layer compile", "adapter"),
     ("dynamic lengths", "layer"),
     ("autocast", "adapter"),
+    ("bfloat16 base", "layer"),
 ]
 
 
@@ -131,7 +134,14 @@ def _named(name: str) -> Callable[[str], str]:
     return lambda message: f"{name}: {message}"
 
 
-@pytest.fixture(scope="module", params=COMPILED, ids=lambda param: f"{param[0]}, {param[1]} scope")
+OTHERS = [(name, scope) for name in CASES for scope in ("adapter", "layer") if (name, scope) not in COMPILED]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*COMPILED, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)],
+    ids=lambda param: f"{param[0]}, {param[1]} scope",
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     name, scope = request.param
     torch.compiler.reset()
