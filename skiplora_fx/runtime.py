@@ -319,7 +319,7 @@ def _live_sites(model: nn.Module) -> Iterator[_LiveSite]:
     _registry.flush()
     for parameter in model.parameters():
         site: _LiveSite | None = _registry.sites.get(parameter)
-        if site is not None:
+        if site is not None and parameter.requires_grad:  # else it was frozen since, and is gated no more
             yield site
 
 

@@ -288,3 +288,13 @@ def test_compiled_anew_under_other_options_a_site_starts_afresh() -> None:
     found = skiplora_fx.sites(model)
     assert all(isinstance(site, SiteState) for site in found)
     assert [(site.threshold, site.backwards, site.skipped) for site in found] == [(0.0, 1, False)] * 2
+
+
+def test_what_was_frozen_since_is_listed_no_more() -> None:
+    model = compiled(Around(lambda layer, x: layer(x)))
+    step(model)
+    model.layer.a.weight.requires_grad_(False)  # from here on the site is known by B
+    step(model)
+    assert [(site.name, site.backwards) for site in skiplora_fx.sites(model)] == [("layer", 1)]
+    model.layer.requires_grad_(False)
+    assert skiplora_fx.sites(model) == []
