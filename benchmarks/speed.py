@@ -8,7 +8,7 @@ Compares, in one process and in interleaved rounds, the forward and the backward
     skiplora        this backend, its gates forced open or shut
 
 for three masks: nothing skipped, the lower half of the layers skipped, a random 60 % of the adapters skipped.
-Prints a table of medians, and writes every sample to a JSON file if asked. Ratios are taken within a round, so
+Prints a table of medians, and writes it to a JSON file if asked, with every sample. Ratios are taken within a round, so
 that a slow moment of the machine hits both sides.
 """
 
@@ -63,6 +63,7 @@ class Row:
     forward_ratio: float
     backward_ratio: float
     against: str
+    samples: list[Sample]
 
 
 class Runner:
@@ -106,7 +107,11 @@ def main() -> None:
     rows = [row for mask in args.masks for row in measure(mask, names, model, batch, args)]
     print(tabulate([_cells(row) for row in rows], headers=_HEADERS, tablefmt="github", disable_numparse=True))
     if args.json:
-        report = {"arguments": {k: str(v) for k, v in vars(args).items()}, "machine": _machine(), "rows": rows}
+        report = {
+            "arguments": {k: str(v) for k, v in vars(args).items()},
+            "machine": _machine(args.device),
+            "rows": rows,
+        }
         Path(args.json).write_text(json.dumps(report, default=asdict, indent=1) + "\n")
 
 
@@ -214,6 +219,7 @@ def _rows(mask: str, runners: list[Runner]) -> Iterator[Row]:
             _ratio(runner, reference, lambda sample: sample.forward),
             _ratio(runner, reference, lambda sample: sample.backward),
             reference.name,
+            runner.samples,
         )
 
 
@@ -247,14 +253,15 @@ def _now() -> float:
 def _headline(args: argparse.Namespace, adapters: int) -> str:
     return (
         f"Llama, {args.layers} layers, {args.dim} wide, {args.batch} x {args.length} tokens, {args.dtype}, "
-        f"{adapters} adapters of rank {args.rank} on {args.targets}, scope {args.scope}; {_machine()}; "
+        f"{adapters} adapters of rank {args.rank} on {args.targets}, scope {args.scope}; {_machine(args.device)}; "
         f"medians of {args.rounds} interleaved rounds\n"
     )
 
 
-def _machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+def _machine(device: str) -> str:
+    on_gpu = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _arguments() -> argparse.Namespace:
@@ -274,7 +281,7 @@ def _arguments() -> argparse.Namespace:
     add("--warmup", type=int, default=3, help="untimed steps of each runner (default: %(default)s)")
     add("--no-eager", dest="eager", action="store_false", help="leave eager detach out")
     add("--seed", type=int, default=0, help="of weights, tokens and the random mask (default: %(default)s)")
-    add("--json", metavar="FILE", help="write medians, ratios and arguments there")
+    add("--json", metavar="FILE", help="write medians, ratios, samples and arguments there")
     return parser.parse_args()
 
 

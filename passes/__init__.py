@@ -15,7 +15,7 @@ from torch import fx
 from ..site import Findings, Site
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
-from .fold_gates import FoldedGates, fold_gates
+from .fold_gates import FoldedGates, check_consumed, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .predicate_backward import describe, predicate_backward
@@ -81,6 +81,7 @@ class Pipeline:
         disabled: names of the passes to leave out.
         on_pass: called after each pass.
         gated: what ``insert_gates`` made.
+        folded: what ``fold_gates`` left for the backward.
         inputs: for each site the positions among the graph's inputs of the parameters that nothing else reads.
     """
 
@@ -89,6 +90,7 @@ class Pipeline:
     on_pass: OnPass = _ignore
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
+    folded: FoldedGates | None = field(default=None, init=False)
 
     def rewrite_dynamo(self, gm: fx.GraphModule) -> Findings:
         """Search the graph; if there are sites, gate a copy of it, which is then :attr:`gated`."""
@@ -106,8 +108,8 @@ class Pipeline:
         if "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
             return
         assert self.gated is not None
-        folded = fold_gates(graph, self.gated.gates, self.inputs)
-        log.debug("fold_gates: %d gates, %d with a backward", len(folded.forward), len(folded.backward))
+        self.folded = fold_gates(graph, self.gated.gates, self.inputs)
+        log.debug("fold_gates: %d gates, %d with a backward", len(self.folded.forward), len(self.folded.backward))
         self.on_pass("fold_gates", "joint", graph)
 
     def rewrite_backward(self, graph: fx.Graph) -> None:
@@ -115,6 +117,8 @@ class Pipeline:
         if "predicate_backward" in self.disabled or not any(map(is_gate, graph.nodes)):
             return
         assert self.gated is not None
+        if self.folded is not None:
+            check_consumed(graph, self.folded)
         self.on_pass("backward", "backward", graph)
         analysis = liveness(graph, len(self.gated.sites))
         found = find_regions(graph, analysis)

@@ -55,6 +55,16 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
     return FoldedGates(forward, backward)
 
 
+def check_consumed(graph: fx.Graph, folded: FoldedGates) -> None:
+    """Raise if the backward graph does not hold exactly the gates that ``fold_gates`` left for it.
+
+    Raises:
+        InternalError: the partitioner lost one, or put one into the backward twice.
+    """
+    found = [tuple(gate.args[2]) for gate in _nodes(graph, GATE_BACKWARD)]
+    _check_same(folded.backward, found, "gates in the joint graph's backward", "gates in the backward graph")
+
+
 def _nodes(graph: fx.Graph, target: object) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "call_function" and node.target is target]
 

@@ -16,6 +16,7 @@ from . import gate, passes, runtime
 from ._torch_compat import (
     CustomGraphPass,
     compile_with_inductor,
+    enclosing_module,
     get_hash_for_files,
     global_inductor_option,
     mode_options,
@@ -62,7 +63,7 @@ def skiplora(
 
     pipeline = Pipeline(config.scope, config.disable_passes, _trace)
     findings = pipeline.rewrite_dynamo(gm)
-    root = traced_module()
+    root = traced_module(gm)
     if pipeline.gated is None:
         if not findings.sites:
             _warn_if_nothing_to_gate(findings, root)
@@ -75,7 +76,7 @@ def skiplora(
     compiled = compile_with_inductor(
         pipeline.gated.gm, [*example_inputs, thresholds], _with_hooks(inductor, pipeline, config)
     )
-    return runtime.GatedGraph(compiled, slots, config, root)
+    return runtime.GatedGraph(compiled, slots, config, _adapted_layer(root, slots[0]))
 
 
 def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[runtime.Slot, ...]:
@@ -89,18 +90,40 @@ def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[runtime.Slot, ...]:
 def _check_globs(
     config: SkipLoraConfig, slots: Sequence[runtime.Slot], inputs: Sequence[Any], root: nn.Module | None
 ) -> None:
-    """Raise if a glob of the thresholds matches no site, where this graph has all the sites there are."""
-    if root is not None:
-        runtime.learn_names(root)
-        if not _holds_all_trained(root, inputs):
-            return
-    config.check_globs([runtime.name_of(inputs[slot.position], slot) for slot in slots])
+    """Raise if a glob of the thresholds matches no site.
+
+    Where other graphs may hold other sites, all that can be asked for is a module of that name in which something trains.
+    """
+    model = enclosing_module(root) if root is not None else None
+    if model is not None:
+        runtime.learn_names(model)
+    names = [runtime.name_of(inputs[slot.position], slot) for slot in slots]
+    if model is not None and (model is not root or not _holds_all_trained(model, inputs)):
+        names += [name for name, module in model.named_modules() if _trains(module)]
+    config.check_globs(dict.fromkeys(names))
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
     """Return whether no trained parameter of ``root`` is left for another graph."""
     given = {id(value) for value in inputs if isinstance(value, Tensor)}
     return all(id(parameter) in given for parameter in root.parameters() if parameter.requires_grad)
+
+
+def _adapted_layer(root: nn.Module | None, slot: runtime.Slot) -> nn.Module | None:
+    """Return the adapted layer, or the innermost module around it that ``root`` knows by that path."""
+    if root is None:
+        return None
+    layer = root
+    for part in filter(None, slot.name.split(".")):
+        inner = getattr(layer, part, None)
+        if not isinstance(inner, nn.Module):
+            break
+        layer = inner
+    return layer
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()

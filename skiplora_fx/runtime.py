@@ -162,9 +162,15 @@ class _Backward:
     opens: Tensor
 
     def record(self) -> None:
-        rows = zip(self.sites, self.ratios.tolist(), self.opens.tolist(), self.counted, strict=True)
-        for site, ratio, open, counted in rows:
-            site.record(ratio, open, counted)
+        uses: dict[int, list[tuple[_LiveSite, float, bool, bool]]] = {}
+        for row in zip(self.sites, self.ratios.tolist(), self.opens.tolist(), self.counted, strict=True):
+            uses.setdefault(id(row[0]), []).append(row)
+        for rows in uses.values():
+            # Tied layers use an adapter more than once in a forward; that is one backward of one site.
+            site, _, _, counted = rows[0]
+            ratios = [ratio for _, ratio, _, _ in rows]
+            ratio = math.nan if any(map(math.isnan, ratios)) else max(ratios)
+            site.record(ratio, any(open for _, _, open, _ in rows), counted)
 
 
 class GatedGraph:
@@ -175,21 +181,23 @@ class GatedGraph:
             the ratios, float32 ``[n]``, and the decisions, bool ``[n]``.
         slots: the ``n`` sites.
         config: the options they were compiled with.
-        root: the module that was compiled; while it is in eval mode every gate is open and nothing is counted.
+        layer: an adapted layer, or what of it is known; while it is in eval mode every gate is open and nothing is
+            counted. The adapted layer and not the compiled module, as a training loop may compile a function, or a
+            wrapper in training mode around a model in eval mode.
     """
 
     def __init__(
-        self, compiled: Callable[..., Any], slots: Sequence[Slot], config: SkipLoraConfig, root: nn.Module | None
+        self, compiled: Callable[..., Any], slots: Sequence[Slot], config: SkipLoraConfig, layer: nn.Module | None
     ) -> None:
         self._compiled = compiled
         self._slots = tuple(slots)
         self._config = config
-        self._root = weakref.ref(root) if root is not None else lambda: None
+        self._layer = weakref.ref(layer) if layer is not None else lambda: None
         self._bindings = WeakTensorKeyDictionary()
 
     def __call__(self, *args: Any) -> list[Any]:
-        root = self._root()
-        training = root is None or root.training
+        layer = self._layer()
+        training = layer is None or layer.training
         binding = self._bind(args)
         *outputs, ratios, opens = self._compiled(*args, binding.thresholds(training))
         if training:
@@ -244,9 +252,9 @@ class _Binding:
 
 def _count(backward: _Backward) -> None:
     _registry.pending.append(backward)
-    for site in backward.sites:
-        if not site.clock.attached:
-            site.clock.steps += 1
+    for clock in {id(site.clock): site.clock for site in backward.sites}.values():
+        if not clock.attached:
+            clock.steps += 1
     if len(_registry.pending) > _PENDING_LIMIT:
         _registry.flush()
 
@@ -328,12 +336,20 @@ class Attachment:
     """What :func:`attach` made; ``remove()`` undoes it."""
 
     clock: StepClock
+    _parameters: tuple[weakref.ref[Tensor], ...]
     _handle: Any
 
     def remove(self) -> None:
-        """Stop counting the optimizer's steps; backwards count again."""
-        self.clock.attached = False
+        """Stop counting the optimizer's steps; backwards count again, from the number of steps there were."""
         self._handle.remove()
+        for reference in self._parameters:
+            parameter = reference()
+            if parameter is not None and _registry.clocks.get(parameter) is self.clock:
+                # One clock each: graphs that hold a part of the sites would otherwise count one backward several times.
+                clock = _registry.clocks[parameter] = StepClock(self.clock.steps)
+                site: _LiveSite | None = _registry.sites.get(parameter)
+                if site is not None:
+                    site.clock = clock
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> Attachment:
@@ -363,7 +379,8 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> Attachment:
     def count(*_: Any) -> None:
         clock.steps += 1
 
-    return Attachment(clock, optimizer.register_step_post_hook(count))
+    parameters = tuple(weakref.ref(parameter) for parameter in trained)
+    return Attachment(clock, parameters, optimizer.register_step_post_hook(count))
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

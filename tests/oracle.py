@@ -56,30 +56,23 @@ def gradients(model: nn.Module, run: Callable[[], Tensor]) -> Gradients:
     }
 
 
-def ratios(model: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """Return ``||Δh|| / ||h||`` of each adapted layer, from what eager hooks see of B's and the base's output."""
-    found: dict[str, float] = {}
+def ratios(model: nn.Module, run: Callable[[], Any]) -> dict[tuple[str, str], float]:
+    """Return ``||Δh|| / ||h||`` by layer and adapter, from what eager hooks see of each B's and the base's output."""
+    deltas: dict[tuple[str, str], Tensor] = {}
+    hs: dict[str, Tensor] = {}
+
+    def keep(norms: dict[Any, Tensor], key: Any, scale: float = 1.0) -> Callable[..., None]:
+        return lambda module, inputs, output: norms.__setitem__(key, scale * output.detach().float().norm())
+
     handles = []
     for name, layer in adapted_layers(model).items():
-        (adapter,) = layer.active_adapters
-        norms: dict[str, Tensor] = {}
-
-        def keep(kind: str, norms: dict[str, Tensor] = norms) -> Callable[..., None]:
-            return lambda module, inputs, output: norms.__setitem__(kind, output.detach().float().norm())
-
-        def divide(
-            *_: Any, name: str = name, norms: dict[str, Tensor] = norms, scale: float = layer.scaling[adapter]
-        ) -> None:
-            found[name] = float(scale * norms["delta"] / norms["h"])
-
-        handles += [
-            layer.lora_B[adapter].register_forward_hook(keep("delta")),
-            layer.base_layer.register_forward_hook(keep("h")),
-            layer.register_forward_hook(divide),
-        ]
+        handles.append(layer.base_layer.register_forward_hook(keep(hs, name)))
+        for adapter in layer.active_adapters:
+            hook = keep(deltas, (name, adapter), layer.scaling[adapter])
+            handles.append(layer.lora_B[adapter].register_forward_hook(hook))
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return {key: float(delta / hs[key[0]]) for key, delta in deltas.items()}

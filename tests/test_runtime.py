@@ -103,12 +103,71 @@ def test_attaching_later_goes_on_counting() -> None:
     assert attachment.clock.steps == 2
 
 
-def test_after_remove_backwards_count_again() -> None:
-    model = compiled(warmup_steps=1)
+def test_after_remove_backwards_count_again_one_each() -> None:
+    model = compiled(warmup_steps=4)
     attachment = skiplora_fx.attach(model, sgd(model))
-    assert steps_skipped(model, 2) == [False, False]
+    step(model)  # two sites, which shared the optimizer's clock: it has not stepped
     attachment.remove()
-    assert steps_skipped(model, 2) == [False, True]
+    shut = []
+    for _ in range(6):
+        step(model)
+        shut.append(skipped(model)[0])
+    assert shut == [False, False, False, False, True, True]
+
+
+def test_an_adapter_used_twice_counts_a_backward_once() -> None:
+    model = compiled(Around(lambda layer, x: layer(layer(x).relu())), warmup_steps=3)
+    shut = []
+    for _ in range(5):
+        step(model)
+        shut.append(skipped(model)[0])
+    assert shut == [False, False, False, True, True]
+    (backwards,) = {site.backwards for site in skiplora_fx.sites(model)}
+    assert backwards == 5
+
+
+def test_an_adapter_used_twice_has_the_larger_ratio() -> None:
+    model = compiled(Around(lambda layer, x: layer(x) + layer(100 * x)), threshold=0.0)
+    with torch.no_grad():
+        model.layer.base.bias.fill_(10.0)
+    x = batch()
+    model(x).sum().backward()
+    with torch.no_grad():
+        ratios = [float(model.layer.delta(y).norm() / model.layer.base(y).norm()) for y in (x, 100 * x)]
+    assert ratios[0] < ratios[1]
+    (site,) = skiplora_fx.sites(model)
+    assert site.ratio == pytest.approx(ratios[1], rel=1e-5)
+
+
+class Wrapper(nn.Module):
+    """A module that stays in training mode around a model that does not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_a_model_in_eval_mode_is_not_gated_whoever_calls_it(kind: str) -> None:
+    model = Two()
+    wrapper = Wrapper(model)
+    model.eval()
+    options = {"threshold": math.inf, "warmup_steps": 0, "probe_every": 0}
+
+    def function(x: Tensor) -> Tensor:
+        return model(x)
+
+    run = torch.compile(function if kind == "function" else wrapper, backend="skiplora", options=options)
+    run(batch()).sum().backward()
+    assert has_gradient(model)
+    assert {site.backwards for site in skiplora_fx.sites(model)} == {0}
+    model.train().zero_grad()
+    run(batch()).sum().backward()
+    assert not has_gradient(model)
+    assert [(site.skipped, site.backwards) for site in skiplora_fx.sites(model)] == [(True, 1)] * 2
 
 
 def test_attach_takes_the_wrapper_of_an_optimizer() -> None:
@@ -226,6 +285,48 @@ def test_thresholds_by_glob_leave_the_other_sites_open() -> None:
     step(model)
     assert [site.threshold for site in skiplora_fx.sites(model)] == [math.inf, 0.0]
     assert skipped(model) == [True, False]
+
+
+class Stack(nn.Module):
+    """Two layers that are compiled one by one."""
+
+    def __init__(self, thresholds: dict[str, float]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Two(), Two()])
+        for layer in self.layers:
+            compiled(layer, threshold=thresholds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_globs_name_sites_of_the_whole_model_where_layers_are_compiled_one_by_one() -> None:
+    model = Stack({"layers.0.*": math.inf, "layers.1.upper": math.inf, "*": 0.0})
+    step(model)
+    assert [(site.name, site.skipped) for site in skiplora_fx.sites(model)] == [
+        ("layers.0.lower", True),
+        ("layers.0.upper", True),
+        ("layers.1.lower", False),
+        ("layers.1.upper", True),
+    ]
+
+
+def test_a_mistyped_glob_is_reported_where_layers_are_compiled_one_by_one() -> None:
+    with pytest.raises(Exception, match=r"no site matches the glob 'layer\.0\.\*'"):
+        step(Stack({"layer.0.*": math.inf}))
+
+
+def test_a_mistyped_glob_is_reported_where_a_break_leaves_several_graphs() -> None:
+    class Broken(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.lower(x)
+            torch._dynamo.graph_break()
+            return self.upper(x.relu())
+
+    with pytest.raises(Exception, match="no site matches the glob 'uper'"):
+        step(compiled(Broken(), threshold={"uper": 1.0, "lower": 1.0}))
 
 
 def test_graphs_on_both_sides_of_a_break_have_each_their_site() -> None:

@@ -1,0 +1,83 @@
+"""The example and the benchmark run from their command lines, on models so small that only the wiring is tested."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parent.parent
+SENTENCES = ["the cat sat on the mat", "a dog ran to the big house", "it was late and she slept"]
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    # The last word belongs to the test, not to what a developer has set.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a GPT-2 of two layers with its tokenizer."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(SENTENCES, trainers.WordLevelTrainer(special_tokens=["<unk>", "<eos>"]))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
+    config = GPT2Config(
+        vocab_size=len(wrapped), n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=wrapped.eos_token_id
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a task ``mrpc`` in the columns of GLUE's."""
+    folder = tmp_path_factory.mktemp("glue") / "glue"
+    (folder / "mrpc").mkdir(parents=True)
+    for split, rows in (("train", 32), ("validation", 8)):
+        with (folder / "mrpc" / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sentence1", "sentence2", "label", "idx"])
+            writer.writerows([SENTENCES[i % 3], SENTENCES[i % 2], i % 2, i] for i in range(rows))
+    return folder
+
+
+def test_the_papers_command_line_with_local_folders(model_folder: Path, glue: Path) -> None:
+    arguments = ["--epochs", 1, "--threshold", 0.05, "--warmup_steps", 1, "--batch_size", 8, "--max_length", 16]
+    done = run("examples/train.py", "--model_name", model_folder, "--dataset", glue, "--task", "mrpc", *arguments)
+    assert done.returncode == 0, done.stderr
+    for heading in ("untuned", "inductor", "skiplora", "backward", "skipped"):
+        assert heading in done.stdout
+
+
+def test_a_model_that_is_nowhere_is_one_paragraph(glue: Path) -> None:
+    done = run("examples/train.py", "--model_name", "./no/such/folder", "--dataset", glue, "--task", "mrpc")
+    assert done.returncode == 2
+    assert "no/such/folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_benchmark_writes_every_sample(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    sizes = ["--layers", 1, "--dim", 64, "--batch", 1, "--length", 8, "--rounds", 2, "--warmup", 1]
+    done = run("benchmarks/speed.py", *sizes, "--masks", "lower half", "random 60 %", "--json", file)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    runners = ["skiplora", "oracle", "eager detach"]
+    assert [(row["skipped"], row["runner"]) for row in rows] == [
+        (mask, runner) for mask in ("lower half", "random 60 %") for runner in runners
+    ]
+    for row in rows:
+        assert len(row["samples"]) == 2
+        assert row["runner"] in done.stdout
