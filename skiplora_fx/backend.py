@@ -92,7 +92,8 @@ def _check_globs(
 ) -> None:
     """Raise if a glob of the thresholds matches no site.
 
-    Where other graphs may hold other sites, all that can be asked for is a module of that name in which something trains.
+    Where other graphs may hold other sites, a glob is taken to be right if it matches a module in which
+    something trains.
     """
     model = enclosing_module(root) if root is not None else None
     if model is not None:

@@ -153,7 +153,7 @@ def test_two_chained_adapters_are_gated_each_by_its_own(scope: str) -> None:
 def test_ratios_are_those_that_eager_hooks_see() -> None:
     case = CASES["Llama all linears"]
     model = case.fresh()
-    expected = oracle.ratios(model, lambda: loss_of(model, {}))
+    expected = {name: ratio for (name, _), ratio in oracle.ratios(model, lambda: loss_of(model, {})).items()}
     backend = QuickBackend()
     model.compile(backend=backend)
     loss_of(model, {})
