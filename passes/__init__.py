@@ -114,11 +114,11 @@ class Pipeline:
 
     def rewrite_backward(self, graph: fx.Graph) -> None:
         """Predicate a backward graph; any other graph is left as it is."""
+        if self.folded is not None:
+            check_consumed(graph, self.folded)
         if "predicate_backward" in self.disabled or not any(map(is_gate, graph.nodes)):
             return
         assert self.gated is not None
-        if self.folded is not None:
-            check_consumed(graph, self.folded)
         self.on_pass("backward", "backward", graph)
         analysis = liveness(graph, len(self.gated.sites))
         found = find_regions(graph, analysis)

@@ -56,13 +56,16 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
 
 
 def check_consumed(graph: fx.Graph, folded: FoldedGates) -> None:
-    """Raise if the backward graph does not hold exactly the gates that ``fold_gates`` left for it.
+    """Raise if a backward graph does not hold exactly the gates that ``fold_gates`` left for it.
+
+    Any other graph, which takes no tangents, is not looked at.
 
     Raises:
-        InternalError: the partitioner lost one, or put one into the backward twice.
+        InternalError: the partitioner lost a gate, or put one into the backward twice.
     """
-    found = [tuple(gate.args[2]) for gate in _nodes(graph, GATE_BACKWARD)]
-    _check_same(folded.backward, found, "gates in the joint graph's backward", "gates in the backward graph")
+    if _has_backward(graph):
+        found = [tuple(gate.args[2]) for gate in _nodes(graph, GATE_BACKWARD)]
+        _check_same(folded.backward, found, "gates left for the backward", "gates in the backward graph")
 
 
 def _nodes(graph: fx.Graph, target: object) -> list[fx.Node]:

@@ -6,7 +6,6 @@ Nothing here patches torch. A new torch that moves one of these names is mended 
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -27,7 +26,6 @@ __all__ = [
     "LazyGraphModule",
     "compile_with_inductor",
     "dynamo_counters",
-    "enclosing_module",
     "get_hash_for_files",
     "global_inductor_option",
     "is_compiled_wrapper",
@@ -116,12 +114,12 @@ def traced_module(gm: fx.GraphModule) -> nn.Module | None:
 
 
 def _owner_in(frame: Any, gm: fx.GraphModule) -> nn.Module | None:
-    """Return the module in a function's variables that the graph's first parameter is read from."""
-    sources = filter(None, map(placeholder_source, gm.graph.find_nodes(op="placeholder")))
-    expression = next((source for source in sources if "._parameters[" in source), None)
-    if expression is None:
+    """Return the module in a function's variables that the graph's first trained parameter is read from."""
+    trained = (node for node in gm.graph.find_nodes(op="placeholder") if _is_trained(node))
+    source = next(filter(None, map(placeholder_source, trained)), None)
+    if source is None:
         return None
-    module = re.split(r"\._modules\[|\._parameters\[", expression, maxsplit=1)[0]
+    module = re.split(r"\._modules\[|\._parameters\[", source, maxsplit=1)[0]
     try:
         # Dynamo's guards read their values by evaluating the same expression over the same two dicts.
         owner = eval(module, {"L": frame.f_locals, "G": frame.f_globals})
@@ -130,25 +128,9 @@ def _owner_in(frame: Any, gm: fx.GraphModule) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def enclosing_module(module: nn.Module) -> nn.Module:
-    """Return the outermost module that holds ``module`` and whose ``forward`` is running now, or ``module`` itself.
-
-    Where each layer is compiled by itself, that is the model. Wrappers that only lengthen names do not count.
-    """
-    outermost, frame = module, inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self") if frame.f_code.co_name in _FORWARDS else None
-        if isinstance(owner, nn.Module) and not _is_wrapper(owner) and any(m is outermost for m in owner.modules()):
-            outermost = owner
-        frame = frame.f_back
-    return outermost
-
-
-_FORWARDS = ("forward", "_call_impl", "_wrapped_call_impl")
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    return is_compiled_wrapper(module) or isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+def _is_trained(node: fx.Node) -> bool:
+    value = node.meta.get("example_value")
+    return isinstance(value, nn.Parameter) and value.requires_grad
 
 
 def unwrap_compiled(model: nn.Module) -> nn.Module:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from . import gate, passes, runtime
 from ._torch_compat import (
     CustomGraphPass,
     compile_with_inductor,
-    enclosing_module,
     get_hash_for_files,
     global_inductor_option,
+    is_compiled_wrapper,
     mode_options,
     static_fake,
     trace_structured,
@@ -95,17 +96,39 @@ def _check_globs(
     Where other graphs may hold other sites, a glob is taken to be right if it matches a module in which
     something trains.
     """
-    model = enclosing_module(root) if root is not None else None
+    model = _enclosing_module(root) if root is not None else None
     if model is not None:
         runtime.learn_names(model)
+    if not isinstance(config.threshold, Mapping):
+        return
     names = [runtime.name_of(inputs[slot.position], slot) for slot in slots]
     if model is not None and (model is not root or not _holds_all_trained(model, inputs)):
-        names += [name for name, module in model.named_modules() if _trains(module)]
-    config.check_globs(dict.fromkeys(names))
+        names += _names_of_what_trains(model)
+    config.check_globs(names)
 
 
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
+def _enclosing_module(module: nn.Module) -> nn.Module:
+    """Return the outermost module that holds ``module`` and whose ``forward`` is running now, or ``module`` itself.
+
+    Where each layer is compiled by itself, that is the model. Wrappers that only lengthen names do not count.
+    """
+    outermost, frame = module, inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+        if isinstance(owner, nn.Module) and not _is_wrapper(owner) and any(m is outermost for m in owner.modules()):
+            outermost = owner
+        frame = frame.f_back
+    return outermost
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    return is_compiled_wrapper(module) or isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+
+
+def _names_of_what_trains(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            yield name
 
 
 def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -115,16 +138,13 @@ def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
 
 
 def _adapted_layer(root: nn.Module | None, slot: runtime.Slot) -> nn.Module | None:
-    """Return the adapted layer, or the innermost module around it that ``root`` knows by that path."""
+    """Return the adapted layer, or ``root`` itself if it has nothing of that name."""
     if root is None:
         return None
-    layer = root
-    for part in filter(None, slot.name.split(".")):
-        inner = getattr(layer, part, None)
-        if not isinstance(inner, nn.Module):
-            break
-        layer = inner
-    return layer
+    try:
+        return root.get_submodule(slot.name)
+    except AttributeError:
+        return root
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()

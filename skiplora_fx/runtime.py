@@ -336,20 +336,17 @@ class Attachment:
     """What :func:`attach` made; ``remove()`` undoes it."""
 
     clock: StepClock
-    _parameters: tuple[weakref.ref[Tensor], ...]
     _handle: Any
 
     def remove(self) -> None:
         """Stop counting the optimizer's steps; backwards count again, from the number of steps there were."""
         self._handle.remove()
-        for reference in self._parameters:
-            parameter = reference()
-            if parameter is not None and _registry.clocks.get(parameter) is self.clock:
-                # One clock each: graphs that hold a part of the sites would otherwise count one backward several times.
-                clock = _registry.clocks[parameter] = StepClock(self.clock.steps)
-                site: _LiveSite | None = _registry.sites.get(parameter)
-                if site is not None:
-                    site.clock = clock
+        for parameter in [parameter for parameter, clock in _registry.clocks.items() if clock is self.clock]:
+            # One clock each: graphs that hold a part of the sites would otherwise count one backward several times.
+            clock = _registry.clocks[parameter] = StepClock(self.clock.steps)
+            site: _LiveSite | None = _registry.sites.get(parameter)
+            if site is not None:
+                site.clock = clock
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> Attachment:
@@ -379,8 +376,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> Attachment:
     def count(*_: Any) -> None:
         clock.steps += 1
 
-    parameters = tuple(weakref.ref(parameter) for parameter in trained)
-    return Attachment(clock, parameters, optimizer.register_step_post_hook(count))
+    return Attachment(clock, optimizer.register_step_post_hook(count))
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from skiplora_fx.errors import InternalError
 from skiplora_fx.gate import DECIDE, GATE, GATE_BACKWARD
-from skiplora_fx.passes import fold_gates
+from skiplora_fx.passes import FoldedGates, Pipeline, fold_gates
+from skiplora_fx.passes.fold_gates import check_consumed
 
 aten = torch.ops.aten
 
@@ -96,6 +97,39 @@ def test_one_of_each_is_right() -> None:
 def test_what_does_not_match_stops_the_compile(graph: fx.Graph, message: str) -> None:
     with pytest.raises(InternalError, match=message):
         fold_gates(graph, [(0,)], [(0,)])
+
+
+def backward(*gates: tuple[int, ...], takes: str = "tangents_1") -> fx.Graph:
+    """Return a backward graph with these gates."""
+    graph = fx.Graph()
+    opens, gradient = graph.placeholder("opens"), graph.placeholder(takes)
+    for sites in gates:
+        gradient = graph.call_function(GATE_BACKWARD, (gradient, opens, list(sites)))
+    graph.output((gradient,))
+    return graph
+
+
+def test_a_backward_with_the_gates_that_were_left_for_it_is_right() -> None:
+    check_consumed(backward((0,), (1, 2)), FoldedGates(((0,), (1, 2)), ((1, 2), (0,))))
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        pytest.param([], r"for the backward: 1, gates in the backward graph: 0; missing sites \[\(0,\)\]", id="lost"),
+        pytest.param([(0,), (0,)], r"gates in the backward graph: 2; .* surplus sites \[\(0,\)\]", id="twice"),
+        pytest.param([(1,)], r"missing sites \[\(0,\)\], surplus sites \[\(1,\)\]", id="another's"),
+    ],
+)
+def test_a_backward_with_other_gates_stops_the_compile(gates: list[tuple[int, ...]], message: str) -> None:
+    pipeline = Pipeline("adapter")
+    pipeline.folded = FoldedGates(((0,),), ((0,),))
+    with pytest.raises(InternalError, match=message):
+        pipeline.rewrite_backward(backward(*gates))
+
+
+def test_a_forward_graph_is_not_asked_for_gates() -> None:
+    check_consumed(backward(takes="primals_1"), FoldedGates(((0,),), ((0,),)))
 
 
 def test_an_adapter_that_the_loss_does_not_depend_on_has_no_twin() -> None:
