@@ -1,129 +1,19 @@
-"""Thresholds in, ratios out: what is counted, when gates may shut, and whose state is whose."""
+"""Ratios come out: what is counted, in training and in eval mode, and whose state is whose."""
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from lora_modules import Around, Linear, batch
 from torch import Tensor, nn
+from two_layers import Broken, Two, compiled, has_gradient, skipped, step, steps_skipped
 
 import skiplora_fx
-from skiplora_fx import ConfigError, SiteState, UsageError, runtime
+from skiplora_fx import SiteState, runtime
 from skiplora_fx._torch_compat import dynamo_counters
-
-SHARES_COMPILED = True
-"""Every test compiles the same two small modules, so most find their code in Inductor's cache."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Two(nn.Module):
-    """Two adapted layers in a row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lower, self.upper = Linear(), Linear()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.upper(self.lower(x).relu())
-
-
-def compiled(model: nn.Module | None = None, **options: Any) -> nn.Module:
-    """Return a model, by default a :class:`Two`, that skips everything from the first step on unless told otherwise."""
-    model = Two() if model is None else model
-    model.compile(backend="skiplora", options={"threshold": math.inf, "warmup_steps": 0, "probe_every": 0, **options})
-    return model
-
-
-def step(model: nn.Module) -> None:
-    model.zero_grad()
-    model(batch()).sum().backward()
-
-
-def skipped(model: nn.Module) -> list[bool]:
-    return [site.skipped for site in skiplora_fx.sites(model)]
-
-
-def has_gradient(model: nn.Module) -> bool:
-    return any(bool(parameter.grad.any()) for parameter in model.parameters() if parameter.grad is not None)
-
-
-def steps_skipped(model: nn.Module, steps: int) -> list[bool]:
-    """Return for each of so many backwards whether it skipped all adapters, as the gradients show it."""
-    found = []
-    for _ in range(steps):
-        step(model)
-        found.append(not has_gradient(model))
-    return found
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0)
-
-
-def test_the_warm_up_keeps_every_gate_open() -> None:
-    assert steps_skipped(compiled(warmup_steps=2), 4) == [False, False, True, True]
-
-
-def test_probing_opens_every_gate_for_one_step_in_so_many() -> None:
-    assert steps_skipped(compiled(probe_every=3), 6) == [True, True, False, True, True, False]
-
-
-def test_without_an_optimizer_each_backward_is_a_step() -> None:
-    model = compiled(warmup_steps=2)
-    assert steps_skipped(model, 3) == [False, False, True]
-
-
-def test_attached_to_an_optimizer_its_steps_are_counted() -> None:
-    model = compiled(warmup_steps=2)
-    optimizer = sgd(model)
-    attachment = skiplora_fx.attach(model, optimizer)
-    found = []
-    for _ in range(3):
-        found += steps_skipped(model, 2)  # gradients accumulated over two backwards
-        optimizer.step()
-    assert found == [False, False, False, False, True, True]
-    assert attachment.clock.steps == 3
-
-
-def test_attaching_later_goes_on_counting() -> None:
-    model = compiled(warmup_steps=3)
-    assert steps_skipped(model, 2) == [False, False]
-    attachment = skiplora_fx.attach(model, sgd(model))
-    assert attachment.clock.steps == 2
-
-
-def test_after_remove_backwards_count_again_one_each() -> None:
-    model = compiled(warmup_steps=4)
-    attachment = skiplora_fx.attach(model, sgd(model))
-    step(model)  # two sites, which shared the optimizer's clock: it has not stepped
-    attachment.remove()
-    shut = []
-    for _ in range(6):
-        step(model)
-        shut.append(skipped(model)[0])
-    assert shut == [False, False, False, False, True, True]
-
-
-def test_an_adapter_used_twice_counts_a_backward_once() -> None:
-    model = compiled(Around(lambda layer, x: layer(layer(x).relu())), warmup_steps=3)
-    shut = []
-    for _ in range(5):
-        step(model)
-        shut.append(skipped(model)[0])
-    assert shut == [False, False, False, True, True]
-    (backwards,) = {site.backwards for site in skiplora_fx.sites(model)}
-    assert backwards == 5
 
 
 def test_an_adapter_used_twice_has_the_larger_ratio() -> None:
@@ -170,21 +60,15 @@ def test_a_model_in_eval_mode_is_not_gated_whoever_calls_it(kind: str) -> None:
     assert [(site.skipped, site.backwards) for site in skiplora_fx.sites(model)] == [(True, 1)] * 2
 
 
-def test_attach_takes_the_wrapper_of_an_optimizer() -> None:
-    model, inner = compiled(), sgd(Two())
+def test_a_teacher_in_eval_mode_does_not_keep_the_student_from_being_gated() -> None:
+    teacher, student = Two().eval().requires_grad_(False), Two()
 
-    class Wrapper:
-        optimizer = inner
+    def distance(x: Tensor) -> Tensor:
+        return (teacher(x) - student(x)).square().sum()
 
-    with pytest.raises(UsageError, match="trains no parameter of this model"):
-        skiplora_fx.attach(model, Wrapper())
-    Wrapper.optimizer = sgd(model)
-    assert skiplora_fx.attach(model, Wrapper()).clock.attached
-
-
-def test_attach_refuses_what_is_no_optimizer() -> None:
-    with pytest.raises(UsageError, match="got list"):
-        skiplora_fx.attach(compiled(), [])
+    options = {"threshold": math.inf, "warmup_steps": 0, "probe_every": 0}
+    torch.compile(distance, backend="skiplora", options=options)(batch()).backward()
+    assert skipped(student) == [True, True]
 
 
 def test_names_are_those_of_named_modules() -> None:
@@ -246,96 +130,7 @@ def test_eval_gates_nothing_and_counts_nothing() -> None:
     assert steps_skipped(model, 1) == [True]
 
 
-def test_a_new_threshold_holds_from_the_next_step_on_without_a_recompile() -> None:
-    model = compiled()
-    step(model)
-    graphs = dynamo_counters["stats"]["unique_graphs"]
-    for name, expected in (("upper", [True, False]), ("lower", [False, False])):
-        skiplora_fx.set_threshold(model, 0.0, sites=name)
-        step(model)
-        assert skipped(model) == expected
-    assert dynamo_counters["stats"]["unique_graphs"] == graphs
-
-
-@pytest.mark.parametrize("threshold", [-1, math.nan, "0.1"])
-def test_a_bad_threshold_changes_nothing(threshold: Any) -> None:
-    model = compiled()
-    step(model)
-    with pytest.raises(ConfigError, match="threshold must be a number >= 0"):
-        skiplora_fx.set_threshold(model, threshold)
-    assert [site.threshold for site in skiplora_fx.sites(model)] == [math.inf, math.inf]
-
-
-def test_a_glob_that_matches_no_site_names_those_there_are() -> None:
-    model = compiled()
-    step(model)
-    with pytest.raises(ConfigError, match=r"'\*.nowhere'. The sites are:\n  lower\n  upper"):
-        skiplora_fx.set_threshold(model, 0.0, sites="*.nowhere")
-
-
-def test_before_any_forward_no_site_is_known() -> None:
-    model = compiled()
-    assert skiplora_fx.sites(model) == []
-    with pytest.raises(UsageError, match="no gated adapter is known yet"):
-        skiplora_fx.set_threshold(model, 0.0)
-
-
-def test_thresholds_by_glob_leave_the_other_sites_open() -> None:
-    model = compiled(threshold={"low*": math.inf})
-    step(model)
-    assert [site.threshold for site in skiplora_fx.sites(model)] == [math.inf, 0.0]
-    assert skipped(model) == [True, False]
-
-
-class Stack(nn.Module):
-    """Two layers that are compiled one by one."""
-
-    def __init__(self, thresholds: dict[str, float]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([Two(), Two()])
-        for layer in self.layers:
-            compiled(layer, threshold=thresholds)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-def test_globs_name_sites_of_the_whole_model_where_layers_are_compiled_one_by_one() -> None:
-    model = Stack({"layers.0.*": math.inf, "layers.1.upper": math.inf, "*": 0.0})
-    step(model)
-    assert [(site.name, site.skipped) for site in skiplora_fx.sites(model)] == [
-        ("layers.0.lower", True),
-        ("layers.0.upper", True),
-        ("layers.1.lower", False),
-        ("layers.1.upper", True),
-    ]
-
-
-def test_a_mistyped_glob_is_reported_where_layers_are_compiled_one_by_one() -> None:
-    with pytest.raises(Exception, match=r"no site matches the glob 'layer\.0\.\*'"):
-        step(Stack({"layer.0.*": math.inf}))
-
-
-def test_a_mistyped_glob_is_reported_where_a_break_leaves_several_graphs() -> None:
-    class Broken(Two):
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.lower(x)
-            torch._dynamo.graph_break()
-            return self.upper(x.relu())
-
-    with pytest.raises(Exception, match="no site matches the glob 'uper'"):
-        step(compiled(Broken(), threshold={"uper": 1.0, "lower": 1.0}))
-
-
 def test_graphs_on_both_sides_of_a_break_have_each_their_site() -> None:
-    class Broken(Two):
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.lower(x)
-            torch._dynamo.graph_break()
-            return self.upper(x.relu())
-
     model = compiled(Broken())
     step(model)
     assert [site.name for site in skiplora_fx.sites(model)] == ["lower", "upper"]
