@@ -7,7 +7,7 @@ a callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -18,7 +18,9 @@ from .find_regions import Regions, find_regions
 from .fold_gates import FoldedGates, check_consumed, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
+from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
+from .split_joins import split_joins
 
 __all__ = [
     "PIPELINE",
@@ -34,6 +36,7 @@ __all__ = [
     "insert_gates",
     "liveness",
     "predicate_backward",
+    "split_joins",
 ]
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Stage:
 
 
 PIPELINE: tuple[Stage, ...] = (
+    Stage("split_joins", "dynamo", "the search looks for additions, and some are fused with the product before them"),
     Stage("find_lora", "dynamo", "an adapter's two linears and its addition are still whole here"),
     Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
     Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
@@ -80,6 +84,7 @@ class Pipeline:
         scope: ``"adapter"`` or ``"layer"``, as in :func:`insert_gates`.
         disabled: names of the passes to leave out.
         on_pass: called after each pass.
+        searched: the graph that was searched: the one given, or a copy with its fused joins split.
         gated: what ``insert_gates`` made.
         folded: what ``fold_gates`` left for the backward.
         inputs: for each site the positions among the graph's inputs of the parameters that nothing else reads.
@@ -88,13 +93,21 @@ class Pipeline:
     scope: str
     disabled: Collection[str] = ()
     on_pass: OnPass = _ignore
+    searched: fx.GraphModule | None = field(default=None, init=False)
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
     folded: FoldedGates | None = field(default=None, init=False)
 
-    def rewrite_dynamo(self, gm: fx.GraphModule) -> Findings:
-        """Search the graph; if there are sites, gate a copy of it, which is then :attr:`gated`."""
-        findings = find_lora(gm)
+    def rewrite_dynamo(self, gm: fx.GraphModule, lifted: Mapping[str, Lifted] | None = None) -> Findings:
+        """Search the graph; if there are sites, gate a copy of it, which is then :attr:`gated`.
+
+        Args:
+            gm: the forward; it is not changed.
+            lifted: as in :func:`find_lora`.
+        """
+        gm = self.searched = split_joins(gm, Parameters(gm, lifted))
+        self.on_pass("split_joins", "dynamo", gm.graph)
+        findings = find_lora(gm, lifted)
         log.debug("find_lora: %d sites\n%s", len(findings.sites), findings.describe())
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
@@ -141,7 +154,7 @@ class Described:
 def _own_inputs(graph: fx.Graph, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
     """Return for each site which inputs are its own, so that a gradient of one must have come through its gate."""
     positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
-    return tuple(tuple(positions[node] for node in site.parameters if len(node.users) == 1) for site in sites)
+    return tuple(tuple(positions[node] for node in site.own if node in positions) for site in sites)
 
 
 def _has_skiplora_nodes(graph: fx.Graph) -> bool:

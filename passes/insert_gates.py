@@ -16,6 +16,8 @@ from .._torch_compat import set_placeholder_source
 from ..errors import InternalError
 from ..gate import DECIDE, GATE
 from ..site import Site
+from .copying import GraphCopy
+from .dataflow import value_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> Gated
     Raises:
         InternalError: a checkpoint body does not return a tuple.
     """
-    copy = _Copy.of(gm)
+    copy = GraphCopy.of(gm)
     thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
     writer = _Writer(scope)
     norms = writer.write(copy, tuple(sites), thresholds, depth=0)
@@ -59,27 +61,6 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> Gated
     copy.gm.graph.lint()
     copy.gm.recompile()
     return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates))
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A copy of a graph module, and where each of the original's nodes went."""
-
-    gm: fx.GraphModule
-    nodes: dict[fx.Node, fx.Node]
-
-    @classmethod
-    def of(cls, original: fx.GraphModule) -> _Copy:
-        graph = fx.Graph()
-        nodes: dict[fx.Node, fx.Node] = {}
-        result = graph.graph_copy(original.graph, nodes)
-        graph.output(result)
-        for old, new in nodes.items():
-            if old.op == "placeholder":
-                set_placeholder_source(new, like=old)
-        gm = fx.GraphModule(original, graph)
-        gm.meta = dict(original.meta)
-        return cls(gm, nodes)
 
 
 class _Norms(NamedTuple):
@@ -96,7 +77,7 @@ class _Writer:
         self._scope = scope
         self.gates: list[tuple[int, ...]] = []
 
-    def write(self, copy: _Copy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
+    def write(self, copy: GraphCopy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
         """Gate ``sites``; return their norms in the same order."""
         norms: list[_Norms] = []
         known: dict[fx.Node, fx.Node] = {}
@@ -111,7 +92,7 @@ class _Writer:
                 self._write_gates(copy, site, opens)
         return norms
 
-    def _write_gates(self, copy: _Copy, site: Site, opens: dict[int, fx.Node]) -> None:
+    def _write_gates(self, copy: GraphCopy, site: Site, opens: dict[int, fx.Node]) -> None:
         join, delta = copy.nodes[site.join], copy.nodes[site.delta]
         graph = copy.gm.graph
         chained = site.chain > 0 or not site.last
@@ -134,7 +115,7 @@ class _Writer:
         self.gates.append(indices)
 
     def _write_body(
-        self, copy: _Copy, call_name: str, sites: tuple[Site, ...], thresholds: fx.Node, depth: int
+        self, copy: GraphCopy, call_name: str, sites: tuple[Site, ...], thresholds: fx.Node, depth: int
     ) -> list[_Norms]:
         graph = copy.gm.graph
         call = next(new for old, new in copy.nodes.items() if old.name == call_name)
@@ -142,7 +123,7 @@ class _Writer:
         assert isinstance(reference, fx.Node)
         original = copy.gm.get_submodule(str(reference.target))
         assert isinstance(original, fx.GraphModule)
-        body = _Copy.of(original)
+        body = GraphCopy.of(original)
         inner = self.write(body, sites, _add_input(body.gm.graph, "skiplora_thresholds"), depth + 1)
         position = _add_stacked_outputs(body.gm.graph, inner, call_name)
         body.gm.recompile()
@@ -160,7 +141,7 @@ class _Writer:
             ]
 
 
-def _write_norms(copy: _Copy, site: Site, known: dict[fx.Node, fx.Node]) -> _Norms:
+def _write_norms(copy: GraphCopy, site: Site, known: dict[fx.Node, fx.Node]) -> _Norms:
     graph = copy.gm.graph
     with graph.inserting_before(copy.nodes[site.join]):
         # Kept by node, as the join may be in place and h be gone when a chained adapter asks for it again.
@@ -176,12 +157,12 @@ def _write_ratio(graph: fx.Graph, norms: _Norms) -> fx.Node:
 
 def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
     detached = graph.call_method("detach", (node,))
-    if node.meta["example_value"].dtype is torch.float64:  # vector_norm refuses to narrow its input
+    if value_of(node).dtype is torch.float64:  # vector_norm refuses to narrow its input
         return graph.call_method("float", (_call(graph, torch.linalg.vector_norm, detached),))
     return graph.call_function(torch.linalg.vector_norm, (detached,), {"dtype": torch.float32})
 
 
-def _write_decision(copy: _Copy, site: Site, norms: _Norms, thresholds: fx.Node) -> fx.Node:
+def _write_decision(copy: GraphCopy, site: Site, norms: _Norms, thresholds: fx.Node) -> fx.Node:
     graph = copy.gm.graph
     with graph.inserting_before(copy.nodes[site.join]):
         threshold = _call(graph, operator.getitem, thresholds, site.index)

@@ -70,7 +70,8 @@ def skiplora(
             _warn_if_nothing_to_gate(findings, root)
         return compile_with_inductor(gm, example_inputs, inductor)
 
-    slots = _slots(gm, findings)
+    assert pipeline.searched is not None
+    slots = _slots(pipeline.searched, findings)
     _check_globs(config, slots, example_inputs, root)
     device = example_inputs[slots[0].position].device
     thresholds = static_fake(torch.zeros(len(slots), device=device), example_inputs)
@@ -167,7 +168,7 @@ def _nothing_found_text(findings: Findings) -> str:
     rest = len(findings.rejections) - len(shown)
     return (
         "skiplora found no LoRA adapter that it can gate, so the model runs as under Inductor. It looked for a "
-        "low-rank branch of two linears, at least one of them trained, that joins another path by an addition. "
+        "low-rank branch, at least a part of it trained, that joins another path by an addition. "
         "Trained, but not gated:" + "".join(shown) + (f"\n  … and {rest} more" if rest else "")
     )
 

@@ -20,10 +20,13 @@ class Site:
         delta: the addend that is the branch's output, Δh.
         chain: position among the adapters chained on this layer, from 0.
         last: whether this is the last of that chain, so that ``join`` is the adapted layer's output.
-        parameters: placeholders of the *root* graph for the branch's parameters, A before B.
-        key: the placeholder whose run-time value identifies the site: the first parameter that trains.
-        key_depth: how many trailing parts the key's parameter path has beyond ``name``.
+        parameters: nodes of the *root* graph that hold the branch's parameters, as a rule A before B: placeholders,
+            or ``get_attr`` where the graph holds its parameters itself.
+        own: those of them that nothing outside the branch reads.
+        key: the one whose run-time value identifies the site: of those that train, one that the fewest sites share.
+        key_depth: how many trailing parts the key's parameter path has beyond ``name``; 0 if the path is unknown.
         rank: r.
+        kind: the branch's contractions, such as ``"linear→linear"`` or ``"composed linear"``.
         body: names of the nodes whose bodies lead from the root graph to the graph of ``join``: empty for
             the root graph itself, else calls of activation checkpoints.
     """
@@ -37,14 +40,30 @@ class Site:
     chain: int
     last: bool
     parameters: tuple[fx.Node, ...]
+    own: tuple[fx.Node, ...]
     key: fx.Node
     key_depth: int
     rank: int
+    kind: str
     body: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         label = f"{self.name or '(the compiled module)'} {f'[{self.adapter}] ' if self.adapter else ''}"
         return f"{label}r={self.rank} at {'/'.join((*self.body, self.join.name))}"
+
+
+FAMILIES: dict[str, str] = {
+    "weight-space": "the adapter changes a frozen weight before that is used: minLoRA, SHiRA, GLoRA, target_parameters",
+    "multiplicative": "the adapter multiplies or rotates what it adapts: IA3, OFT, BOFT, HRA, RoAd, DEFT, FRoD",
+    "opaque": "the adapter lies in an autograd.Function or a custom operator: Unsloth's kernels, VeLoRA, C3A",
+    "routed": "another activation decides how much of the adapter is used: X-LoRA, Poly, Lily, Arrow, SwiGLU",
+    "non-linear": "a small network with a non-linearity, not a low-rank product: Houlsby's adapters, latent attention",
+    "not low-rank": "two linears in a row, and no bottleneck between them",
+    "shared": "something outside reads what lies inside the branch, so Δh is not all that would be detached",
+    "no join": "trains, but is no branch that is added to something: a head, a bias, a norm, an embedding",
+    "already gated": "a graph that skiplora has gated before",
+}
+"""Why something that trains is not gated: the families, with examples."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +74,15 @@ class Rejection:
         name: path of the module or parameter in question.
         reason: why it is left alone, in words for the user.
         node: name of the graph node where the search stopped.
+        family: one of :data:`FAMILIES`.
+        source: the line of the model's source that the node was traced from, if the graph knows it.
     """
 
     name: str
     reason: str
     node: str
+    family: str
+    source: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason} (at {self.node})"

@@ -1,0 +1,118 @@
+"""Why a parameter that trains belongs to no site: what becomes of it, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from torch import fx
+
+from .dataflow import Dataflow
+from .linear_operators import Role, operator_name
+from .match_branch import Trains, weight_space_reason, weight_space_sum
+
+
+class NearMiss(NamedTuple):
+    """A family of :data:`~skiplora_fx.site.FAMILIES`, the reason in words, and the node where the search stopped."""
+
+    family: str
+    reason: str
+    node: fx.Node
+
+
+def near_miss(flow: Dataflow, parameter: fx.Node, bodies: Collection[object], trains: Trains) -> NearMiss | None:
+    """Follow ``parameter`` forward to the first thing that keeps it from being part of a branch.
+
+    In:
+        The flow of a graph in which ``parameter`` is a placeholder or ``get_attr``; operators whose bodies
+        are searched for themselves, which tell nothing here; which parameters train.
+    Out:
+        A :class:`NearMiss`; None if nothing in this graph reads it.
+    """
+    uses = list(_uses(flow, parameter, bodies))
+    if not uses:
+        return None
+    misses = [_follow(flow, source, user, trains) for source, user in uses]
+    return min(misses, key=lambda miss: _PRECEDENCE.index(miss.family))
+
+
+_PRECEDENCE = ("already gated", "opaque", "weight-space", "routed", "multiplicative", "non-linear", "shared", "no join")
+"""Which family a parameter is put in that is used in several ways: the one that says most comes first."""
+
+
+def _uses(flow: Dataflow, parameter: fx.Node, bodies: Collection[object]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield where something static that is made of ``parameter`` meets an activation, and what is static there."""
+    waiting, seen = [parameter], {parameter}
+    while waiting:
+        node = waiting.pop(0)
+        for reader in flow.readers(node):
+            if reader.op == "output" or flow.is_activation(reader):
+                if reader.target not in bodies:
+                    yield node, reader
+            elif reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
+
+
+def _follow(flow: Dataflow, static: fx.Node, user: fx.Node, trains: Trains) -> NearMiss:
+    if user.op == "output":
+        return NearMiss("no join", "trains, but no activation meets it: the graph returns it", user)
+    role, name = flow.role(user), operator_name(user)
+    if role is Role.OPAQUE:
+        return NearMiss("opaque", f"trains inside {_opaque_name(user)}, which a graph pass cannot look into", user)
+    if role is Role.SCALE:
+        return NearMiss("multiplicative", f"multiplies an activation (at {user.name}), so it adds no Δh", user)
+    if role is Role.SUM:
+        return NearMiss("no join", f"is added to an activation as it is (at {user.name}): no low-rank branch", user)
+    if role is not Role.FACTOR:
+        return NearMiss("no join", f"trains, but is part of no low-rank branch: read by {name}", user)
+    adds_to = weight_space_sum(flow, static, trains)
+    if adds_to is not None:
+        return NearMiss("weight-space", weight_space_reason(adds_to, user), adds_to)
+    return _downstream(flow, user, trains)
+
+
+def _downstream(flow: Dataflow, node: fx.Node, trains: Trains) -> NearMiss:
+    """Follow the output of a factor to what keeps it from being a Δh."""
+    factors = 1
+    while True:
+        readers = flow.readers(node)
+        if len(readers) != 1:
+            names = ", ".join(reader.name for reader in readers) or "nobody"
+            return NearMiss("shared", f"{node.name}, inside the branch, has several readers: {names}", node)
+        (reader,) = readers
+        stopped = _stop(flow, reader, factors, trains)
+        if stopped is not None:
+            return stopped
+        factors += flow.role(reader) is Role.FACTOR
+        node = reader
+
+
+def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> NearMiss | None:
+    if reader.op == "output":
+        return NearMiss("no join", "trains, but its output is not added to anything in this graph", reader)
+    role, name = flow.role(reader), operator_name(reader)
+    if role is Role.PRODUCT:
+        reason = f"its output is multiplied by another activation (at {reader.name}): a gate or a router decides on it"
+        return NearMiss("routed", reason, reader)
+    if role is Role.OPAQUE:
+        return NearMiss(_opaque_family(reader), f"its output goes into {_opaque_name(reader)}", reader)
+    if role is Role.SUM:
+        many = "its branch" if factors > 1 else "it is a single weight, which"
+        return NearMiss("no join", f"{many} is added to something at {reader.name}, but is no low-rank branch", reader)
+    if role is Role.FACTOR and not any(trains(flow.roots(read)) for read in flow.static_reads(reader)):
+        reason = f"its output goes through a frozen weight (at {reader.name}) instead of being added"
+        return NearMiss("multiplicative", reason, reader)
+    if role in (Role.PASS, Role.SCALE, Role.FACTOR):
+        return None
+    return NearMiss("non-linear", f"its output goes through {name} before it is added to anything", reader)
+
+
+def _opaque_family(node: fx.Node) -> str:
+    return "already gated" if operator_name(node) == "gate" else "opaque"
+
+
+def _opaque_name(node: fx.Node) -> str:
+    if operator_name(node) == "gate":
+        return f"a gate of skiplora ({node.name}): the graph is gated already"
+    return f"{operator_name(node)} ({node.name})"
