@@ -10,16 +10,14 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .linear_operators import Role, data_inputs, is_in_place, is_metadata, operator_name, role_of
+from .linear_operators import Role, data_inputs, is_in_place, is_metadata, names, operator_name, role_of
 
 Roots = tuple[fx.Node, ...]
 """The parameters of the whole graph, as nodes of its root, that something static is computed from; in order."""
 
-_VIEWS = frozenset(
-    (
-        *"view view_as reshape _unsafe_view flatten unflatten permute transpose t swapaxes swapdims movedim".split(),
-        *"squeeze unsqueeze select slice narrow getitem expand chunk split split_with_sizes unbind alias detach".split(),
-    )
+_VIEWS = names(
+    "view view_as reshape _unsafe_view flatten unflatten permute transpose t swapaxes swapdims movedim squeeze unsqueeze "
+    "select slice narrow getitem expand chunk split split_with_sizes unbind alias detach"
 )
 
 

@@ -12,14 +12,14 @@ from torch import fx
 
 from ..site import Findings, Rejection, Site
 from .dataflow import Dataflow, Roots, is_floating, is_view, shape_of
-from .linear_operators import Role, is_in_place, operator_name
+from .linear_operators import Role, is_in_place, names, operator_name
 from .match_branch import Branch, NotABranch, match_branch
 from .near_misses import near_miss
 from .parameters import Lifted, Parameters, label
 
 _CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _SET_GRAD = torch._C._set_grad_enabled
-_MOVES = frozenset("to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type".split())
+_MOVES = names("to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type")
 
 
 def find_lora(gm: fx.GraphModule, lifted: Mapping[str, Lifted] | None = None) -> Findings:

@@ -29,11 +29,13 @@ class GatedGraph:
             the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n]``, True where open.
         sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
         gates: for each gate in the graph the indices of its sites.
+        keys: for each site the node of ``gm`` that holds the parameter by which it is known.
     """
 
     gm: fx.GraphModule
     sites: tuple[Site, ...]
     gates: tuple[tuple[int, ...], ...]
+    keys: tuple[fx.Node, ...] = ()
 
 
 def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> GatedGraph:
@@ -60,7 +62,7 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> Gated
     _add_outputs(copy.gm.graph, norms, thresholds)
     copy.gm.graph.lint()
     copy.gm.recompile()
-    return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates))
+    return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates), tuple(copy.nodes[site.key] for site in sites))
 
 
 class _Norms(NamedTuple):
@@ -170,8 +172,8 @@ def _write_decision(copy: GraphCopy, site: Site, norms: _Norms, thresholds: fx.N
 
 
 def _add_input(graph: fx.Graph, name: str) -> fx.Node:
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    with graph.inserting_after(last):
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before(next(iter(graph.nodes))):
         node = graph.placeholder(name)
     set_placeholder_source(node, like=None)
     return node

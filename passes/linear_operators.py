@@ -28,25 +28,26 @@ class Role(enum.Enum):
     OTHER = "anything else, none of it linear"
 
 
-_PASSES = frozenset(
-    (
-        *"to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type positive neg".split(),
-        *"view view_as reshape reshape_as _unsafe_view flatten unflatten permute transpose t swapaxes swapdims".split(),
-        *"movedim mT squeeze unsqueeze expand expand_as broadcast_to broadcast_in_dim repeat tile alias".split(),
-        *"select narrow slice index index_select gather take_along_dim unfold diagonal as_strided flip roll".split(),
-        *"chunk split split_with_sizes tensor_split unbind getitem getattr pad constant_pad_nd lift_fresh".split(),
-        *"dropout native_dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d sum mean identity".split(),
-    )
+def names(text: str) -> frozenset[str]:
+    """Return the operator names in ``text``."""
+    return frozenset(text.split())
+
+
+_PASSES = names(
+    "to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type positive neg "
+    "view view_as reshape reshape_as _unsafe_view flatten unflatten permute transpose t swapaxes swapdims movedim mT "
+    "squeeze unsqueeze expand expand_as broadcast_to broadcast_in_dim repeat tile alias select narrow slice index "
+    "index_select gather take_along_dim unfold diagonal as_strided flip roll chunk split split_with_sizes tensor_split "
+    "unbind getitem getattr pad constant_pad_nd lift_fresh dropout native_dropout alpha_dropout feature_dropout "
+    "dropout1d dropout2d dropout3d sum mean identity"
 )
-_PRODUCTS = frozenset("mul multiply".split())
-_QUOTIENTS = frozenset("div divide true_divide truediv".split())
-_FUSED_SUMS = frozenset("addmm addmv baddbmm".split())
-_SUMS = frozenset(
-    (
-        *"add sub subtract rsub stack cat concat concatenate hstack vstack index_copy index_add index_put".split(),
-        *"scatter scatter_add setitem slice_scatter select_scatter where masked_fill masked_scatter copy".split(),
-    )
+_PRODUCTS = names("mul multiply")
+_QUOTIENTS = names("div divide true_divide truediv")
+_SUMS = names(
+    "add sub subtract rsub stack cat concat concatenate hstack vstack index_copy index_add index_put scatter "
+    "scatter_add setitem slice_scatter select_scatter where masked_fill masked_scatter copy"
 )
+_FUSED_SUMS = names("addmm addmv baddbmm")
 _FACTORS = {
     **dict.fromkeys(("linear", "matmul", "mm", "mv", "addmm", "addmv"), "linear"),
     **dict.fromkeys(("bmm", "baddbmm", "einsum", "tensordot"), "einsum"),
@@ -54,22 +55,18 @@ _FACTORS = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "conv"),
     **dict.fromkeys(("embedding", "embedding_bag"), "embedding"),
 }
-_POINTWISE = frozenset(
-    (
-        *"relu relu6 gelu silu tanh sigmoid exp softplus elu selu leaky_relu mish hardswish hardsigmoid".split(),
-        *"hardtanh sin cos abs square sqrt rsqrt log pow clamp".split(),
-    )
+_POINTWISE = names(
+    "relu relu6 gelu silu tanh sigmoid exp softplus elu selu leaky_relu mish hardswish hardsigmoid hardtanh sin cos "
+    "abs square sqrt rsqrt log pow clamp"
 )
-_METADATA = frozenset("size numel dim stride shape dtype device is_floating_point sym_size sym_numel item ndim".split())
-_CREATIONS = frozenset(
-    (
-        *"new_zeros new_ones new_full new_empty new_empty_strided zeros_like ones_like full_like empty_like".split(),
-        *"rand_like randn_like".split(),
-    )
+_METADATA = names("size numel dim stride shape dtype device is_floating_point sym_size sym_numel item ndim")
+_CREATIONS = names(
+    "new_zeros new_ones new_full new_empty new_empty_strided zeros_like ones_like full_like empty_like rand_like "
+    "randn_like"
 )
 _PASSING_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity, nn.Flatten)
 _OWN_MODULES = ("torch", "_operator", "operator", "builtins", "math")
-_LIKE_ANOTHER = frozenset("type_as view_as reshape_as expand_as to".split())
+_LIKE_ANOTHER = names("type_as view_as reshape_as expand_as to")
 
 
 def operator_name(node: fx.Node) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 
 from .dataflow import Dataflow, Roots, shape_of, value_of
-from .linear_operators import Role, factor_kind, operator_name
+from .linear_operators import Role, factor_kind, names, operator_name
 
 _WALKED = (Role.PASS, Role.SCALE, Role.SUM, Role.FACTOR, Role.POINTWISE)
 _NOTHING: frozenset[fx.Node] = frozenset()
@@ -176,11 +176,9 @@ def _is_composed(flow: Dataflow, factor: fx.Node) -> bool:
     return False
 
 
-_RENAMING = frozenset(
-    (
-        *"to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type view reshape".split(),
-        *"_unsafe_view permute transpose t mT getattr squeeze unsqueeze expand mul div select slice getitem alias".split(),
-    )
+_RENAMING = names(
+    "to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type view reshape _unsafe_view "
+    "permute transpose t mT getattr squeeze unsqueeze expand mul div select slice getitem alias"
 )
 
 
@@ -220,7 +218,7 @@ def _is_sum_of_weights(node: fx.Node) -> bool:
     return operator_name(node) in _WEIGHT_SUMS
 
 
-_WEIGHT_SUMS = frozenset("add sub addmm baddbmm index_add index_put scatter_add scatter index_copy copy".split())
+_WEIGHT_SUMS = names("add sub addmm baddbmm index_add index_put scatter_add scatter index_copy copy")
 
 
 def _rank(found: _Collected, chain: tuple[fx.Node, ...], trained: Roots) -> int:
@@ -272,7 +270,7 @@ def _einsum_widths(factor: fx.Node, x: fx.Node, weight: fx.Node) -> tuple[Any, A
 def _equation_widths(factor: fx.Node, weight: fx.Node) -> tuple[Any, Any]:
     """Return the widths of ``einsum("bim,inm->bin", x, w)``: all letters of the weight that x, or the result, has."""
     inputs, output = str(factor.args[0]).replace(" ", "").split("->")
-    operands = [node for node in factor.all_input_nodes]
+    operands = list(factor.all_input_nodes)
     terms = dict(zip(operands, inputs.split(","), strict=False))
     sizes: dict[str, Any] = {}
     for operand, term in terms.items():

@@ -77,6 +77,9 @@ def _downstream(flow: Dataflow, node: fx.Node, trains: Trains) -> NearMiss:
     factors = 1
     while True:
         readers = flow.readers(node)
+        gates = [reader for reader in readers if operator_name(reader) in _GATES]
+        if gates:
+            return NearMiss("already gated", f"its output goes into {gates[0].name}, a gate of skiplora", gates[0])
         if len(readers) != 1:
             names = ", ".join(reader.name for reader in readers) or "nobody"
             return NearMiss("shared", f"{node.name}, inside the branch, has several readers: {names}", node)
@@ -96,7 +99,7 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
         reason = f"its output is multiplied by another activation (at {reader.name}): a gate or a router decides on it"
         return NearMiss("routed", reason, reader)
     if role is Role.OPAQUE:
-        return NearMiss(_opaque_family(reader), f"its output goes into {_opaque_name(reader)}", reader)
+        return NearMiss("opaque", f"its output goes into {_opaque_name(reader)}", reader)
     if role is Role.SUM:
         many = "its branch" if factors > 1 else "it is a single weight, which"
         return NearMiss("no join", f"{many} is added to something at {reader.name}, but is no low-rank branch", reader)
@@ -108,11 +111,8 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
     return NearMiss("non-linear", f"its output goes through {name} before it is added to anything", reader)
 
 
-def _opaque_family(node: fx.Node) -> str:
-    return "already gated" if operator_name(node) == "gate" else "opaque"
-
-
 def _opaque_name(node: fx.Node) -> str:
-    if operator_name(node) == "gate":
-        return f"a gate of skiplora ({node.name}): the graph is gated already"
     return f"{operator_name(node)} ({node.name})"
+
+
+_GATES = ("gate", "skiplora_gate")

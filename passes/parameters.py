@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from .._torch_compat import placeholder_source
+from .._torch_compat import is_constant_name, placeholder_source
 from .dataflow import Roots
 
 _SOURCE_PART = re.compile(r"_(?:modules|parameters|buffers)['\"\]]*\[['\"]([^'\"]+)['\"]\]")
@@ -56,7 +56,7 @@ class Parameters:
             if node.op == "placeholder":
                 found = _of_placeholder(node, lifted or {})
             elif node.op == "get_attr" and (tensor := _attribute(gm, str(node.target))) is not None:
-                named = not re.search(r"_(param|tensor)_constant\d+$|lifted_tensor_\d+$", str(node.target))
+                named = not is_constant_name(str(node.target))
                 trained = tensor.requires_grad and tensor.is_leaf
                 found = first.setdefault(id(tensor), Parameter(node, str(node.target), trained, named))
             else:

@@ -4,18 +4,23 @@
 steers a model compiled so.
 """
 
+from .apply import apply
+from .attach import attach
 from .config import SkipLoraConfig
 from .errors import ConfigError, InternalError, SkipLoraError, UsageError
+from .nothing_found import NoLoRAWarning
 from .report import report
-from .runtime import SiteState, attach, set_threshold, sites
+from .runtime import SiteState, set_threshold, sites
 
 __all__ = [
     "ConfigError",
     "InternalError",
+    "NoLoRAWarning",
     "SiteState",
     "SkipLoraConfig",
     "SkipLoraError",
     "UsageError",
+    "apply",
     "attach",
     "report",
     "set_threshold",

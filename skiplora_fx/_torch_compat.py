@@ -17,8 +17,11 @@ from torch._guards import detect_fake_mode
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # how Inductor takes a pass
 from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
 from torch._logging import trace_structured  # artifacts for tlparse
-from torch._subclasses.fake_tensor import FakeTensor  # what meta["val"] holds
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # what meta["val"] holds
 from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule  # writes its Python only if called
+from torch.fx.node import has_side_effect  # keeps dead-code elimination off; not exported by torch.fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # fills meta["val"]
+from torch.utils import _pytree as pytree  # the only flattening that gives the path of each leaf
 
 __all__ = [
     "CustomGraphPass",
@@ -26,9 +29,14 @@ __all__ = [
     "LazyGraphModule",
     "compile_with_inductor",
     "dynamo_counters",
+    "fake_propagate",
+    "flatten_inputs",
     "get_hash_for_files",
     "global_inductor_option",
+    "has_hooks",
+    "has_side_effect",
     "is_compiled_wrapper",
+    "is_constant_name",
     "is_inductor_option",
     "mode_options",
     "placeholder_source",
@@ -157,3 +165,39 @@ def global_inductor_option(name: str) -> Any:
     from torch._inductor import config
 
     return getattr(config, name)
+
+
+def fake_propagate(gm: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Run a graph on fake tensors, and leave each node's in ``meta["val"]``; nothing is computed."""
+    with torch.no_grad():
+        arguments = gm.graph.process_inputs(*inputs) if has_pytree_inputs(gm) else inputs
+        FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*arguments)
+
+
+def has_pytree_inputs(gm: fx.GraphModule) -> bool:
+    """Return whether a graph flattens its arguments before its placeholders take them."""
+    return hasattr(gm.graph._codegen, "pytree_info")
+
+
+def flatten_inputs(inputs: Sequence[Any]) -> list[tuple[tuple[str, ...], Any]]:
+    """Return each leaf of ``inputs`` with its path, whose first part is the argument's position."""
+    leaves, _ = pytree.tree_flatten_with_path(tuple(inputs))
+    return [(tuple(_key_name(key) for key in path), leaf) for path, leaf in leaves]
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether anything is called beside the module's ``forward`` when it is called."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def is_constant_name(name: str) -> bool:
+    """Return whether a tracer, which did not know what a tensor is called, has given it this name."""
+    return re.search(r"(^|\.)(_(param|tensor)_constant|lifted_tensor_)\d+$", name) is not None

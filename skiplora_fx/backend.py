@@ -26,14 +26,11 @@ from ._torch_compat import (
     traced_module,
 )
 from .config import SkipLoraConfig
+from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .site import Findings
 
 log = logging.getLogger(__name__)
-
-
-class NoLoRAWarning(UserWarning):
-    """A model was compiled with ``backend="skiplora"`` in which no adapter can be gated."""
 
 
 def skiplora(
@@ -160,17 +157,7 @@ def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None
         return
     if root is not None:
         _warned.add(root)
-    warnings.warn(_nothing_found_text(findings), NoLoRAWarning, stacklevel=2)
-
-
-def _nothing_found_text(findings: Findings) -> str:
-    shown = [f"\n  {rejection.name}: {rejection.reason}" for rejection in findings.rejections[:5]]
-    rest = len(findings.rejections) - len(shown)
-    return (
-        "skiplora found no LoRA adapter that it can gate, so the model runs as under Inductor. It looked for a "
-        "low-rank branch, at least a part of it trained, that joins another path by an addition. "
-        "Trained, but not gated:" + "".join(shown) + (f"\n  … and {rest} more" if rest else "")
-    )
+    warnings.warn(nothing_found(findings), NoLoRAWarning, stacklevel=2)
 
 
 def _with_hooks(inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._torch_compat import unwrap_compiled
+from ._torch_compat import is_constant_name, unwrap_compiled
 from .config import SkipLoraConfig, checked_threshold, match_sites
 from .errors import UsageError
 
@@ -204,18 +204,22 @@ class GatedGraph:
             binding.count_backward_of(outputs, ratios, opens)
         return outputs
 
-    def _bind(self, args: Sequence[Any]) -> _Binding:
+    def _bind(self, args: Sequence[Any]) -> Binding:
         """Return the sites that this call's parameters belong to: one graph may serve many layers."""
-        first = args[self._slots[0].position]
-        binding: _Binding | None = self._bindings.get(first)
-        if binding is None or not binding.is_current(args, self._slots):
-            keys = [args[slot.position] for slot in self._slots]
-            sites = tuple(_registry.site(key, slot, self._config) for key, slot in zip(keys, self._slots, strict=True))
-            binding = self._bindings[first] = _Binding(sites, [weakref.ref(key) for key in keys], first.device)
+        keys = [args[slot.position] for slot in self._slots]
+        binding: Binding | None = self._bindings.get(keys[0])
+        if binding is None or not binding.is_current(keys):
+            binding = self._bindings[keys[0]] = bind(keys, self._slots, self._config)
         return binding
 
 
-class _Binding:
+def bind(keys: Sequence[Tensor], slots: Sequence[Slot], config: SkipLoraConfig) -> Binding:
+    """Return the sites that are known by ``keys``; those that are new begin under ``config``."""
+    sites = tuple(_registry.site(key, slot, config) for key, slot in zip(keys, slots, strict=True))
+    return Binding(sites, [weakref.ref(key) for key in keys], keys[0].device)
+
+
+class Binding:
     """The sites of one call, and the vector of thresholds that it takes."""
 
     def __init__(self, sites: tuple[_LiveSite, ...], keys: list[weakref.ref[Tensor]], device: torch.device) -> None:
@@ -225,10 +229,14 @@ class _Binding:
         self._values: tuple[float, ...] = ()
         self._vector = torch.empty(0)
 
-    def is_current(self, args: Sequence[Any], slots: Sequence[Slot]) -> bool:
-        return all(key() is args[slot.position] for key, slot in zip(self._keys, slots, strict=True)) and all(
-            _registry.sites.get(key()) is site for key, site in zip(self._keys[:1], self._sites[:1], strict=True)
-        )
+    def is_current(self, keys: Sequence[Tensor]) -> bool:
+        """Return whether these are the sites of ``keys``, under the options they have now."""
+        same = all(known() is key for known, key in zip(self._keys, keys, strict=True))
+        return same and _registry.sites.get(keys[0]) is self._sites[0]
+
+    def keys(self) -> list[Tensor]:
+        """Return the parameters that the sites are known by, as far as they live."""
+        return [key for known in self._keys if (key := known()) is not None]
 
     def thresholds(self, training: bool) -> Tensor:
         """Return float32 ``[n]``; the same tensor until a value changes."""
@@ -238,19 +246,47 @@ class _Binding:
             self._vector = torch.tensor(values, dtype=torch.float32).to(self._device)
         return self._vector
 
+    def forward(self) -> Forward:
+        """Return a forward that begins now."""
+        return Forward(self._sites, tuple(site.warmed_up() for site in self._sites))
+
     def count_backward_of(self, outputs: Iterable[Any], ratios: Tensor, opens: Tensor) -> None:
         """Have the first backward through ``outputs`` count as a step and leave its ratios to be read."""
-        waiting = [_Backward(self._sites, tuple(site.warmed_up() for site in self._sites), ratios, opens)]
+        waiting = [self.forward().finish(ratios, opens)]
 
-        def count(_: Any) -> None:
+        def on_backward(_: Any) -> None:
             if waiting:
-                _count(waiting.pop())
+                count(waiting.pop())
 
         for grad_fn in {out.grad_fn for out in outputs if isinstance(out, Tensor) and out.grad_fn is not None}:
-            grad_fn.register_prehook(count)
+            grad_fn.register_prehook(on_backward)
 
 
-def _count(backward: _Backward) -> None:
+class Forward:
+    """A forward in eager mode, whose gates ask for their decisions when the backward arrives."""
+
+    def __init__(self, sites: tuple[_LiveSite, ...], counted: tuple[bool, ...]) -> None:
+        self._sites = sites
+        self._counted = counted
+        self._finished: _Backward | None = None
+        self._opens: list[bool] = []
+
+    def finish(self, ratios: Tensor, opens: Tensor) -> _Backward:
+        """Keep what the forward found: ratios, float32 ``[n]``, and decisions, bool ``[n]``."""
+        self._finished = _Backward(self._sites, self._counted, ratios.detach(), opens)
+        return self._finished
+
+    def is_open(self, sites: Iterable[int]) -> bool:
+        """Return whether any of ``sites`` is open. The first to ask has the step counted, and waits for the device."""
+        if not self._opens:
+            assert self._finished is not None
+            self._opens = self._finished.opens.tolist()
+            count(self._finished)
+        return any(self._opens[site] for site in sites)
+
+
+def count(backward: _Backward) -> None:
+    """Count a backward as a step, unless steps are an optimizer's, and keep its ratios to be read later."""
     _registry.pending.append(backward)
     for clock in {id(site.clock): site.clock for site in backward.sites}.values():
         if not clock.attached:
@@ -265,6 +301,8 @@ _registry = _Registry()
 def learn_names(model: nn.Module) -> None:
     """Remember what the parameters of ``model`` are called in it, unless a larger module's names are known."""
     for name, parameter in model.named_parameters():
+        if is_constant_name(name):
+            continue
         known = _registry.names.get(parameter, "")
         if len(name) > len(known):
             _registry.names[parameter] = name
@@ -276,7 +314,7 @@ def learn_names(model: nn.Module) -> None:
 def name_of(key: Tensor, slot: Slot) -> str:
     """Return the path of the adapted layer, as long a one as is known."""
     known = _registry.names.get(key)
-    return ".".join(known.split(".")[: -slot.depth]) if known else slot.name
+    return ".".join(known.split(".")[: -slot.depth]) if known and slot.depth else slot.name
 
 
 def has_states(model: nn.Module) -> bool:
@@ -325,69 +363,35 @@ def _live_sites(model: nn.Module) -> Iterator[_LiveSite]:
     model = unwrap_compiled(model)
     learn_names(model)
     _registry.flush()
-    for parameter in model.parameters():
+    for parameter in trained_parameters(model):  # what was frozen since is gated no more
         site: _LiveSite | None = _registry.sites.get(parameter)
-        if site is not None and parameter.requires_grad:  # else it was frozen since, and is gated no more
+        if site is not None:
             yield site
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """What :func:`attach` made; ``remove()`` undoes it."""
-
-    clock: StepClock
-    _handle: Any
-
-    def remove(self) -> None:
-        """Stop counting the optimizer's steps; backwards count again, from the number of steps there were."""
-        self._handle.remove()
-        for parameter in [parameter for parameter, clock in _registry.clocks.items() if clock is self.clock]:
-            # One clock each: graphs that hold a part of the sites would otherwise count one backward several times.
-            clock = _registry.clocks[parameter] = StepClock(self.clock.steps)
-            site: _LiveSite | None = _registry.sites.get(parameter)
-            if site is not None:
-                site.clock = clock
+def trained_parameters(model: nn.Module) -> list[Tensor]:
+    """Return the parameters of ``model`` that train, and those that a gated graph in it was last called with."""
+    lifted = (
+        key for module in model.modules() if hasattr(module, "gated_parameters") for key in module.gated_parameters()
+    )
+    known = {id(parameter): parameter for parameter in (*model.parameters(), *lifted)}
+    return [parameter for parameter in known.values() if parameter.requires_grad]
 
 
-def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> Attachment:
-    """Count the steps of ``optimizer`` as the model's training steps.
+def steps_of(parameter: Tensor) -> int:
+    """Return the number of steps that the site of ``parameter`` has made; 0 if it has none."""
+    site: _LiveSite | None = _registry.sites.get(parameter)
+    return site.clock.steps if site is not None else 0
 
-    Warm-up and probing are counted in steps. Without this each backward is one, which differs as soon as
-    gradients are accumulated.
 
-    Args:
-        model: the model, before or after it is compiled.
-        optimizer: an optimizer over its parameters; a wrapper with an ``.optimizer`` inside will do.
-
-    Raises:
-        UsageError: ``optimizer`` is none, or trains no parameter of ``model``.
-    """
-    model, optimizer = unwrap_compiled(model), _innermost(optimizer)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    _check_optimizer(optimizer, trained)
-    learn_names(model)
-    known: list[_LiveSite] = [_registry.sites[p] for p in trained if p in _registry.sites]
-    clock = StepClock(max((site.clock.steps for site in known), default=0), attached=True)
-    for parameter in trained:
-        _registry.clocks[parameter] = clock
-    for site in known:
+def set_clock(parameter: Tensor, clock: StepClock) -> None:
+    """Count the steps of a parameter's site by ``clock``, of a site still to be found as well."""
+    _registry.clocks[parameter] = clock
+    site: _LiveSite | None = _registry.sites.get(parameter)
+    if site is not None:
         site.clock = clock
 
-    def count(*_: Any) -> None:
-        clock.steps += 1
 
-    return Attachment(clock, optimizer.register_step_post_hook(count))
-
-
-def _innermost(optimizer: Any) -> torch.optim.Optimizer:
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UsageError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter]) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(id(parameter) in held for parameter in trained):
-        raise UsageError("attach: the optimizer trains no parameter of this model; give the model's own optimizer")
+def parameters_counted_by(clock: StepClock) -> list[Tensor]:
+    """Return the parameters whose steps ``clock`` counts."""
+    return [parameter for parameter, known in _registry.clocks.items() if known is clock]

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from skiplora_fx.backend import NoLoRAWarning
+from skiplora_fx import NoLoRAWarning
 
 
 def gradients(model: nn.Module, backend: str) -> dict[str, torch.Tensor]:

@@ -12,9 +12,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler
 
 from .._torch_compat import is_compiled_wrapper
+from ..attach import Attachment, attach
 from ..config import SkipLoraConfig
 from ..errors import UsageError
-from ..runtime import Attachment, SiteState, attach, sites
+from ..runtime import SiteState, sites
 
 
 class SkipLoraCallback(TrainerCallback):

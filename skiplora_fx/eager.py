@@ -1,0 +1,157 @@
+"""What a gated graph calls when it runs by itself: the gate as a conditional detach, thresholds and statistics."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import gate as _gate_operators  # noqa: F401 (registers torch.ops.skiplora)
+from ._torch_compat import has_side_effect
+from .config import SkipLoraConfig
+from .passes.attach_runtime import RuntimeCalls
+from .runtime import Binding, Forward, Slot, bind, count
+
+
+class GateRuntime(nn.Module):
+    """The state of one gated graph: its sites, found through the parameters that each call carries.
+
+    It has no parameters and adds nothing to a ``state_dict``. Its ``training`` flag is that of the graph's module:
+    in eval mode every gate is open and nothing is counted.
+
+    Args:
+        slots: the sites.
+        config: the options they are gated by.
+    """
+
+    seen: Tensor
+
+    def __init__(self, slots: Sequence[Slot], config: SkipLoraConfig) -> None:
+        super().__init__()
+        self._slots = tuple(slots)
+        self._config = config
+        self._binding: Binding | None = None
+        self._forward: Forward | None = None
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._register()
+
+    def _register(self) -> None:
+        self.handle = next(_handles)
+        _runtimes[self.handle] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateRuntime:
+        return GateRuntime(self._slots, self._config)
+
+    def __reduce__(self) -> Any:
+        return GateRuntime, (self._slots, self._config)
+
+    def bind(self, keys: Sequence[Tensor]) -> Binding:
+        """Return the sites of ``keys``, the parameter that identifies each."""
+        if self._binding is None or not self._binding.is_current(keys):
+            self._binding = bind(keys, self._slots, self._config)
+        return self._binding
+
+    def gated_parameters(self) -> list[Tensor]:
+        """Return the parameters that identify the sites of the last call."""
+        return self._binding.keys() if self._binding is not None else []
+
+    def begin(self, keys: Sequence[Tensor]) -> Tensor:
+        """Start a forward; return the thresholds."""
+        binding = self.bind(keys)
+        self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
+        return binding.thresholds(self.training)
+
+    def current(self) -> Forward | None:
+        """Return the forward that is running, if it may have a backward that counts."""
+        return self._forward
+
+    def end(self, ratios: Tensor, opens: Tensor) -> None:
+        """End a forward."""
+        if self._forward is not None:
+            self._forward.finish(ratios, opens)
+            self._forward = None
+
+
+_handles = itertools.count()
+_runtimes: weakref.WeakValueDictionary[int, GateRuntime] = weakref.WeakValueDictionary()
+
+
+class _Gate(torch.autograd.Function):
+    """``x``, or ``x.detach()``: which of them is known when the backward arrives.
+
+    Shut, it returns no gradient at all, so that autograd runs none of what lies below and leaves ``.grad`` as it is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, running: Forward | None, sites: Sequence[int], copy: bool) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.running, ctx.sites = running, sites
+        return x.clone() if copy else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        is_open = ctx.running is None or ctx.running.is_open(ctx.sites)
+        return grad if is_open else None, None, None, None
+
+
+def skiplora_thresholds(runtime: GateRuntime, *keys: Tensor) -> Tensor:
+    """Start a forward; return its thresholds, float32 ``[n]``, on the device of the first key."""
+    if torch.compiler.is_compiling():
+        return torch.ops.skiplora.thresholds_of(list(keys), runtime.handle, runtime.training)
+    return runtime.begin(keys)
+
+
+def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], copy: bool) -> Tensor:
+    """Return ``x``; its gradient passes if any of ``sites`` is open, and there is none if not.
+
+    Under torch.compile the decision is taken in the graph, from ``open``, and a shut gate gives zeros.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.skiplora.gate(x, open, sites)
+    return _Gate.apply(x, runtime.current(), sites, copy)
+
+
+@has_side_effect
+def skiplora_record(runtime: GateRuntime, ratios: Tensor, opens: Tensor) -> None:
+    """End a forward: keep its ratios, float32 ``[n]``, and decisions, bool ``[n]``."""
+    if not torch.compiler.is_compiling():
+        runtime.end(ratios, opens)
+    elif runtime.training and torch.is_grad_enabled():
+        torch.ops.skiplora.record(runtime.seen, ratios, opens, runtime.handle)
+
+
+CALLS = RuntimeCalls(skiplora_thresholds, skiplora_gate, skiplora_record)
+
+torch.library.define("skiplora::thresholds_of", "(Tensor[] keys, int runtime, bool training) -> Tensor")
+
+
+@torch.library.impl("skiplora::thresholds_of", "CompositeExplicitAutograd")
+def thresholds_of(keys: Sequence[Tensor], runtime: int, training: bool) -> Tensor:
+    """Return the thresholds of a graph that was compiled after it was gated; see :class:`GateRuntime`."""
+    return _runtimes[runtime].bind(keys).thresholds(training).clone()
+
+
+@torch.library.register_fake("skiplora::thresholds_of")
+def _(keys: Sequence[Tensor], runtime: int, training: bool) -> Tensor:
+    return torch.empty(len(keys), dtype=torch.float32, device=keys[0].device)
+
+
+@torch.library.custom_op("skiplora::record", mutates_args=("seen",))
+def record(seen: Tensor, ratios: Tensor, opens: Tensor, runtime: int) -> None:
+    """Count a forward of a graph that was compiled after it was gated as a step.
+
+    That it writes to ``seen``, the number of them, keeps a compiler from leaving it out.
+    """
+    seen.add_(1)
+    binding = _runtimes[runtime].bind(_runtimes[runtime].gated_parameters())
+    count(binding.forward().finish(ratios.clone(), opens.clone()))
+
+
+@record.register_fake
+def _(seen: Tensor, ratios: Tensor, opens: Tensor, runtime: int) -> None:
+    return None
