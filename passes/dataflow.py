@@ -16,8 +16,8 @@ Roots = tuple[fx.Node, ...]
 """The parameters of the whole graph, as nodes of its root, that something static is computed from; in order."""
 
 _VIEWS = names(
-    "view view_as reshape _unsafe_view flatten unflatten permute transpose t swapaxes swapdims movedim squeeze unsqueeze "
-    "select slice narrow getitem expand chunk split split_with_sizes unbind alias detach"
+    "view view_as reshape _unsafe_view flatten unflatten permute transpose t swapaxes swapdims movedim squeeze "
+    "unsqueeze select slice narrow getitem expand chunk split split_with_sizes unbind alias detach"
 )
 
 

@@ -116,13 +116,21 @@ class _Search:
             assert isinstance(delta, fx.Node)
             assert isinstance(base, fx.Node)
             h, addend = flow.resolve(join, base), flow.resolve(join, delta)
+            if not flow.is_activation(h):
+                continue  # a bias
             try:
                 branch = match_branch(flow, join, h, addend, barriers, self.parameters.trained)
-                if branch is not None:
-                    self._check_join(frame, join, h, addend, branch, grad_enabled)
-                    matched.append((base, delta, branch))
             except NotABranch as miss:
                 self._note_miss(miss, join, addend)
+                continue
+            if branch is None:
+                continue
+            try:
+                self._check_join(frame, join, h, addend, branch, grad_enabled)
+            except NotABranch as miss:
+                self._note_miss(miss, join, addend)
+                return
+            matched.append((base, delta, branch))
         if len(matched) == 1:
             self._add(frame, join, *matched[0])
         # Two branches that are added up are one, and join what their sum is added to.

@@ -75,7 +75,7 @@ def match_branch(
     parameters = found.parameters()
     trained = trains(parameters)
     chain = found.longest_chain()
-    if trained and _is_branch(found, chain):
+    if trains(found.parameters(Role.FACTOR, Role.SCALE)) and _is_branch(found, chain):
         _check_weights(flow, chain, trains)
         rank = _rank(found, chain, trained)
         _check_linear(found, base, trains, trained)
@@ -99,11 +99,13 @@ class _Collected:
     def activations(self) -> list[fx.Node]:
         return self.flow.sorted(node for node in self.nodes if self.flow.is_activation(node))
 
-    def parameters(self) -> Roots:
+    def parameters(self, *roles: Role) -> Roots:
+        """Return what the nodes of these roles read beside activations, those of any role if none is given."""
         return tuple(
             dict.fromkeys(
                 root
                 for node in self.activations()
+                if not roles or self.flow.role(node) in roles
                 for source in self.flow.static_reads(node)
                 for root in self.flow.roots(source)
             )
@@ -142,7 +144,7 @@ def _collect(
 
 
 def _is_branch(found: _Collected, chain: tuple[fx.Node, ...]) -> bool:
-    return len(chain) > 1 or (len(chain) == 1 and _is_composed(found.flow, chain[0]))
+    return len(chain) > 1 or (len(chain) == 1 and is_composed(found.flow, chain[0]))
 
 
 def _is_factor(flow: Dataflow, node: fx.Node) -> bool:
@@ -165,7 +167,7 @@ def _weight(flow: Dataflow, factor: fx.Node) -> fx.Node | None:
     return max(static, key=lambda node: len(shape_of(node)), default=None)
 
 
-def _is_composed(flow: Dataflow, factor: fx.Node) -> bool:
+def is_composed(flow: Dataflow, factor: fx.Node) -> bool:
     """Return whether a factor's weight is more than a parameter that is moved, cast or scaled by a number."""
     node = _weight(flow, factor)
     while node is not None and node.op in ("call_function", "call_method"):
@@ -177,8 +179,8 @@ def _is_composed(flow: Dataflow, factor: fx.Node) -> bool:
 
 
 _RENAMING = names(
-    "to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type view reshape _unsafe_view "
-    "permute transpose t mT getattr squeeze unsqueeze expand mul div select slice getitem alias"
+    "to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type view reshape "
+    "_unsafe_view permute transpose t mT getattr squeeze unsqueeze expand mul div select slice getitem alias"
 )
 
 

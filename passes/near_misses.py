@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import fx
 
-from .dataflow import Dataflow
+from .dataflow import Dataflow, shape_of
 from .linear_operators import Role, operator_name
 from .match_branch import Trains, weight_space_reason, weight_space_sum
 
@@ -56,7 +56,7 @@ def _uses(flow: Dataflow, parameter: fx.Node, bodies: Collection[object]) -> Ite
 
 def _follow(flow: Dataflow, static: fx.Node, user: fx.Node, trains: Trains) -> NearMiss:
     if user.op == "output":
-        return NearMiss("no join", "trains, but no activation meets it: the graph returns it", user)
+        return NearMiss("no join", _CUT_OFF, user)
     role, name = flow.role(user), operator_name(user)
     if role is Role.OPAQUE:
         return NearMiss("opaque", f"trains inside {_opaque_name(user)}, which a graph pass cannot look into", user)
@@ -69,7 +69,18 @@ def _follow(flow: Dataflow, static: fx.Node, user: fx.Node, trains: Trains) -> N
     adds_to = weight_space_sum(flow, static, trains)
     if adds_to is not None:
         return NearMiss("weight-space", weight_space_reason(adds_to, user), adds_to)
+    if _multiplies_weight(flow, static, trains):
+        return NearMiss("multiplicative", f"multiplies a frozen weight before {user.name} uses it", user)
     return _downstream(flow, user, trains)
+
+
+_CUT_OFF = "trains, but this graph only returns what is made of it: a graph break may have cut it off from its use"
+
+
+def _multiplies_weight(flow: Dataflow, static: fx.Node, trains: Trains) -> bool:
+    """Return whether a composed weight is made of a frozen one of its own shape."""
+    frozen = set(flow.roots(static)) - set(trains(flow.roots(static)))
+    return any(sorted(map(str, shape_of(root))) == sorted(map(str, shape_of(static))) for root in frozen)
 
 
 def _downstream(flow: Dataflow, node: fx.Node, trains: Trains) -> NearMiss:
@@ -108,7 +119,7 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
         return NearMiss("multiplicative", reason, reader)
     if role in (Role.PASS, Role.SCALE, Role.FACTOR):
         return None
-    return NearMiss("non-linear", f"its output goes through {name} before it is added to anything", reader)
+    return NearMiss("non-linear", f"its output goes through {name}, which is not linear, before it is added to anything", reader)
 
 
 def _opaque_name(node: fx.Node) -> str:

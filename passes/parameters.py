@@ -12,6 +12,8 @@ from .._torch_compat import is_constant_name, placeholder_source
 from .dataflow import Roots
 
 _SOURCE_PART = re.compile(r"_(?:modules|parameters|buffers)['\"\]]*\[['\"]([^'\"]+)['\"]\]")
+_LAST_PART = re.compile(r"_(?:parameters|buffers)['\"\]]*\[")
+_OF_A_MODULE = re.compile(r"_modules|^L\['self'\]")  # a buffer, or a tensor that a module keeps without saying so
 _STACK_PART = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]|\.?(\w+)")
 
 
@@ -98,10 +100,11 @@ def _of_placeholder(node: fx.Node, lifted: Mapping[str, Lifted]) -> Parameter | 
     value, source = node.meta.get("example_value"), placeholder_source(node) or ""
     if not isinstance(value, Tensor):
         return None
-    if not isinstance(value, nn.Parameter) and not _SOURCE_PART.search(source):
+    if not isinstance(value, nn.Parameter) and not _OF_A_MODULE.search(source):
         return None
-    parts = _SOURCE_PART.findall(source)
-    return Parameter(node, ".".join(parts) if parts else node.name, value.requires_grad, bool(parts))
+    named = _LAST_PART.search(source) is not None
+    path = ".".join(_SOURCE_PART.findall(source)) if named else node.name
+    return Parameter(node, path, value.requires_grad and isinstance(value, nn.Parameter), named)
 
 
 def _attribute(gm: nn.Module, path: str) -> Tensor | None:
@@ -118,7 +121,7 @@ def module_of(node: fx.Node) -> str:
         return ""
     path = re.sub(r"^L\[['\"]\w+['\"]\]", "", str(list(stack.values())[-1][0]))
     parts = ["".join(match) for match in _STACK_PART.findall(path)]
-    return ".".join(part for part in parts if part not in ("_modules", "_orig_mod"))
+    return ".".join(part for part in parts if part not in ("__dict__", "_modules", "_orig_mod"))
 
 
 def label(parameters: Sequence[Parameter], join: fx.Node) -> tuple[str, str]:

@@ -34,8 +34,8 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
 
     Args:
         graph_module: a ``torch.fx.GraphModule`` from ``symbolic_trace``, ``make_fx`` or ``torch.export``
-            (``.module()``), a ``torch.export.ExportedProgram``, or a module, which is then exported. It is not changed; parameters,
-            buffers and submodules are shared with it.
+            (``.module()``), a ``torch.export.ExportedProgram``, or a module, which is then exported. It is not changed;
+            parameters, buffers and submodules are shared with it.
         example_inputs: what the graph is called with: tensors of the right shapes and dtypes. Needed where the graph
             does not know its shapes (``symbolic_trace``), where it takes its parameters as inputs, and for a module.
         options: as in ``model.compile(backend="skiplora", options=...)``, without those of Inductor.
