@@ -147,7 +147,10 @@ class _Search:
         if is_in_place(join) and _is_read_beside(frame.flow, h, join):
             reason = "the branch is added in place to a tensor that others read as well"
             raise NotABranch("no join", reason, trained)
-        taken_back = _taken_back(frame.flow, join, h, branch, self.parameters.trained(branch.parameters))
+        if _shares(frame.flow, h, set(trained)):
+            reason = f"the same parameters multiply what it is added to (at {h.name})"
+            raise NotABranch("multiplicative", reason, trained)
+        taken_back = _taken_back(frame.flow, join, h, branch)
         if taken_back is not None:
             reason = f"what it is added to is taken away again (at {taken_back.name}): it replaces h and adds no Δh"
             raise NotABranch("multiplicative", reason, trained)
@@ -263,7 +266,7 @@ def _is_read_beside(flow: Dataflow, base: fx.Node, join: fx.Node) -> bool:
         node, reader = reads[0], node
 
 
-def _taken_back(flow: Dataflow, join: fx.Node, h: fx.Node, branch: Branch, trained: Roots) -> fx.Node | None:
+def _taken_back(flow: Dataflow, join: fx.Node, h: fx.Node, branch: Branch) -> fx.Node | None:
     """Return where h, or a term that the same parameters make of it, is subtracted from the sum."""
     for reader in flow.readers(join):
         if operator_name(reader) == "sub" and flow.reads(reader)[-1] is h:

@@ -59,7 +59,9 @@ _POINTWISE = names(
     "relu relu6 gelu silu tanh sigmoid exp softplus elu selu leaky_relu mish hardswish hardsigmoid hardtanh sin cos "
     "abs square sqrt rsqrt log pow clamp"
 )
-_METADATA = names("size numel dim stride shape dtype device is_floating_point sym_size sym_numel item ndim")
+_METADATA = names(
+    "size numel dim stride shape dtype device is_floating_point sym_size sym_numel item ndim requires_grad"
+)
 _CREATIONS = names(
     "new_zeros new_ones new_full new_empty new_empty_strided zeros_like ones_like full_like empty_like rand_like "
     "randn_like"
@@ -100,7 +102,7 @@ def is_metadata(node: fx.Node) -> bool:
         return False
     name = operator_name(node)
     if name == "getattr":
-        return node.args[1] not in ("T", "mT", "H", "mH")
+        return node.args[1] in _METADATA
     return name in _METADATA or name in _CREATIONS
 
 

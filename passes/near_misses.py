@@ -91,6 +91,8 @@ def _downstream(flow: Dataflow, node: fx.Node, trains: Trains) -> NearMiss:
         gates = [reader for reader in readers if operator_name(reader) in _GATES]
         if gates:
             return NearMiss("already gated", f"its output goes into {gates[0].name}, a gate of skiplora", gates[0])
+        if len(readers) > 1 and all(operator_name(reader) == "getitem" for reader in readers):
+            readers = readers[:1]  # parts of what was split: one stands for all
         if len(readers) != 1:
             names = ", ".join(reader.name for reader in readers) or "nobody"
             return NearMiss("shared", f"{node.name}, inside the branch, has several readers: {names}", node)
@@ -119,7 +121,8 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
         return NearMiss("multiplicative", reason, reader)
     if role in (Role.PASS, Role.SCALE, Role.FACTOR):
         return None
-    return NearMiss("non-linear", f"its output goes through {name}, which is not linear, before it is added to anything", reader)
+    reason = f"its output goes through {name}, which is not linear, before it is added to anything"
+    return NearMiss("non-linear", reason, reader)
 
 
 def _opaque_name(node: fx.Node) -> str:

@@ -132,9 +132,15 @@ def label(parameters: Sequence[Parameter], join: fx.Node) -> tuple[str, str]:
     common = 0
     while all(len(path) - 1 > common for path in paths) and len({path[common] for path in paths}) == 1:
         common += 1
-    name, module = paths[0][:common], module_of(join).split(".")
-    if len(module) == common - 1 and module != [""] and module == name[:-1]:
-        name = module  # a lone parameter, in a container of parameters of its own
-    rests = {path[len(name) + 1] if len(path) > len(name) + 1 else "" for path in paths}
+    name = _layer(paths, paths[0][:common], module_of(join).split("."))
+    rests = {path[len(name) + 1] for path in paths if path[: len(name)] == name and len(path) > len(name) + 1}
     adapter = rests.pop() if len(rests) == 1 else ""
     return ".".join(name), "" if adapter in ("weight", "bias") or adapter.isdigit() else adapter
+
+
+def _layer(paths: Sequence[list[str]], common: list[str], module: list[str]) -> list[str]:
+    """Return the module in whose forward the join lies, where the parameters' common path says less or is too long."""
+    owns_some = any(path[: len(module)] == module for path in paths)
+    shared_elsewhere = owns_some and len(module) > len(common)
+    in_a_container = module != [""] and module == common[:-1]  # of parameters, such as nn.ParameterDict
+    return module if shared_elsewhere or in_a_container else common

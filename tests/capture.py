@@ -136,8 +136,8 @@ class QuickBackend:
         captured = CapturedGraph(findings, torch.zeros(len(findings.sites)), stages)
         if self._mask is not None:
             captured.set_mask(self._mask)
-        self.captured.append(captured)
         compiled = _compile(pipeline, captured, [*inputs, static_fake(captured.thresholds, inputs)])
+        self.captured.append(captured)  # only now, as AOTAutograd may have Dynamo begin again
 
         def run(*args: Any) -> list[Any]:
             *outputs, captured.ratios, captured.opens = compiled(*args, captured.thresholds)
