@@ -88,6 +88,10 @@ class _Found:
     last: bool = True
 
 
+class _Replaced(NotABranch):
+    """The base is multiplied by what the branch trains, so that it is no h."""
+
+
 class _Search:
     """Collects sites and near misses over a graph and its bodies; lives for one call of ``find_lora``."""
 
@@ -96,6 +100,7 @@ class _Search:
         self._frames: list[_Frame] = []
         self._found: list[_Found] = []
         self._by_join: dict[tuple[tuple[str, ...], fx.Node], int] = {}
+        self._closed: set[tuple[tuple[str, ...], fx.Node]] = set()
         self._misses: dict[fx.Node, Rejection] = {}
 
     def visit(self, frame: _Frame) -> None:
@@ -110,7 +115,8 @@ class _Search:
                 self._visit_join(frame, node, grad_enabled)
 
     def _visit_join(self, frame: _Frame, join: fx.Node, grad_enabled: bool) -> None:
-        flow, barriers = frame.flow, [node for body, node in self._by_join if body == frame.body]
+        flow = frame.flow
+        barriers = {node for body, node in self._closed if body == frame.body}
         matched: list[tuple[Any, Any, Branch]] = []
         for delta, base in (join.args[::-1], join.args):
             assert isinstance(delta, fx.Node)
@@ -127,8 +133,12 @@ class _Search:
                 continue
             try:
                 self._check_join(frame, join, h, addend, branch, grad_enabled)
+            except _Replaced as miss:
+                self._note_miss(miss, join, addend)  # DoRA: their sum is added to h once more
+                return
             except NotABranch as miss:
                 self._note_miss(miss, join, addend)
+                self._closed.add((frame.body, join))
                 return
             matched.append((base, delta, branch))
         if len(matched) == 1:
@@ -149,7 +159,7 @@ class _Search:
             raise NotABranch("no join", reason, trained)
         if _shares(frame.flow, h, set(trained)):
             reason = f"the same parameters multiply what it is added to (at {h.name})"
-            raise NotABranch("multiplicative", reason, trained)
+            raise _Replaced("multiplicative", reason, trained)
         taken_back = _taken_back(frame.flow, join, h, branch)
         if taken_back is not None:
             reason = f"what it is added to is taken away again (at {taken_back.name}): it replaces h and adds no Δh"
@@ -163,6 +173,7 @@ class _Search:
             chain, h = before.chain + 1, before.h
             self._found[previous] = replace(before, last=False)
         self._by_join[frame.body, join] = len(self._found)
+        self._closed.add((frame.body, join))
         self._found.append(_Found(frame, join, h, delta, branch, chain))
 
     def _note_miss(self, miss: NotABranch, join: fx.Node, delta: fx.Node) -> None:

@@ -83,7 +83,7 @@ def test_the_logs_show_sites_rejections_and_regions(tmp_path: Path) -> None:
     for line in (
         "find_lora: 3 sites",
         "site 0: layer r=4 at add",
-        "rejected: layer.base.bias: trains, but is no part of a low-rank branch",
+        "rejected: layer.base.bias: it is a single weight",
         "fold_gates: 3 gates, 3 with a backward",
         "runs if s2",
         "runs if s0 and any of s1, s2",

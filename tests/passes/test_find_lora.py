@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from capture import dynamo_graph
 from lora_modules import RANK, WIDE, Around, Checkpointed, Linear, Plain, batch, peft
-from torch import nn
+from torch import Tensor, nn
 
 from skiplora_fx.passes import find_lora
 from skiplora_fx.site import Findings, Site
@@ -117,6 +117,9 @@ def test_the_compiled_module_may_be_the_adapted_layer_itself() -> None:
         pytest.param(lambda layer, x: layer.base(x) + layer.b(layer.a(x)) * 8 / 4, id="two scales"),
         pytest.param(lambda layer, x: layer.base(x) + layer.b(layer.a(x) * 0.5), id="scale between"),
         pytest.param(lambda layer, x: layer.base(x) + layer.b(F.dropout(layer.a(x), 0.5)), id="dropout between"),
+        pytest.param(
+            lambda layer, x: layer.base(x) + layer.b(F.relu(layer.a(x))), id="a network beside a frozen layer"
+        ),
         pytest.param(lambda layer, x: x + layer.delta(x), id="onto the input"),
         pytest.param(lambda layer, x: torch.sin(x) * x + layer.delta(x), id="onto anything"),
         pytest.param(lambda layer, x: (layer.base(x) + layer.delta(x)).to(torch.float64), id="cast after"),
@@ -171,6 +174,39 @@ def test_a_part_of_a_model_is_named_from_there() -> None:
     whole = nn.ModuleList([Around(lambda layer, x: layer(x)), Around(lambda layer, x: layer(x))])
     assert [only_site(search(part)).name for part in whole] == ["layer", "layer"]
     assert only_site(search(Linear())).name == ""
+
+
+def test_a_layer_with_a_lone_parameter_in_a_container_is_named_by_its_module() -> None:
+    class Lone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(WIDE, WIDE).requires_grad_(False)
+            self.pools = nn.ParameterDict({"default": torch.randn(RANK, WIDE)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + x.reshape(-1, WIDE // RANK, RANK).sum(1) @ self.pools["default"]
+
+    site = only_site(search(nn.Sequential(Lone())))
+    assert (site.name, site.adapter, site.key_depth) == ("0", "default", 2)
+
+
+def test_adapters_with_a_shared_parameter_have_a_key_of_their_own() -> None:
+    class Bank(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bank = nn.Parameter(torch.randn(RANK, WIDE))
+            self.up = nn.ParameterList(torch.randn(WIDE, RANK) for _ in range(2))
+            self.base = nn.Linear(WIDE, WIDE).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for up in self.up:
+                x = torch.sin(self.base(x) + x @ self.bank.T @ up.T)
+            return x
+
+    findings = search(Bank())
+    assert findings.rejections == ()
+    assert [site.key.name[-2:] for site in findings.sites] == ["0_", "1_"]
+    assert [site.own == (site.key,) for site in findings.sites] == [True, True]
 
 
 def test_a_frozen_base_elsewhere_is_no_rejection() -> None:

@@ -61,9 +61,9 @@ def in_place_onto_what_is_read(layer: Linear, x: Tensor) -> Tensor:
             id="output of B read elsewhere",
         ),
         pytest.param(
-            lambda layer, x: layer.base(x) + layer.b(F.relu(layer.a(x))),
+            lambda layer, x: x + layer.b(F.relu(layer.a(x))),
             {},
-            "the weight is applied to the output of relu, not of a second linear",
+            "relu makes the branch non-linear, and h is not a frozen layer of the branch's own input",
             id="non-linearity between",
         ),
         pytest.param(
@@ -85,54 +85,35 @@ def in_place_onto_what_is_read(layer: Linear, x: Tensor) -> Tensor:
     ],
 )
 def test_a_near_miss_says_why(forward: Callable[..., Any], options: dict[str, Any], reason: str) -> None:
-    culprit = "layer.b" if "second linear" in reason else "layer"  # there only B is near a branch
     found = rejected(Around(forward, **options))
-    assert [name for name, said in found.items() if reason in said] == [culprit]
+    assert [name for name, said in found.items() if reason in said] == ["layer"]
 
 
 def test_a_trained_linear_that_joins_nothing_is_named() -> None:
     found = rejected(Around(lambda layer, x: layer.delta(x)))
     assert set(found) == {"layer.a.weight", "layer.b.weight"}
-    assert "joined by an addition: read by linear" in found["layer.a.weight"]
-
-
-def test_adapters_of_an_embedding() -> None:
-    class Embedder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words = nn.Embedding(20, WIDE)
-
-        def forward(self, ids: Tensor) -> Tensor:
-            return self.words(ids).sin()
-
-    found = rejected(peft(Embedder(), ["words"]), torch.randint(0, 20, (2, 5)))
-    assert len(found) == 2
-    assert all("trains, but is no part of a low-rank branch of two linears" in reason for reason in found.values())
-
-
-class DoRA(Linear):
-    """Computes as DoRA does; PEFT's own breaks the graph in the middle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.magnitude = nn.Parameter(torch.ones(WIDE))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.base.weight + self.b.weight @ self.a.weight
-        scale = self.magnitude / weight.norm(dim=1).detach()
-        h = self.base(x)
-        return h + ((scale - 1) * h + scale * self.b(self.a(x)) * 2.0)
-
-
-def test_dora() -> None:
-    assert set(rejected(DoRA())) == {"a.weight", "b.weight", "magnitude"}
+    assert found["layer.a.weight"] == "trains, but its output is not added to anything in this graph"
 
 
 def test_a_trained_head_beside_the_adapters() -> None:
     findings = find_lora(dynamo_graph(peft(modules_to_save=["second"]), batch()))
     assert [site.name for site in findings.sites] == ["base_model.model.first"]
     head = "base_model.model.second.modules_to_save.default"
-    assert {rejection.name for rejection in findings.rejections} == {head, f"{head}.bias"}
+    assert {rejection.name for rejection in findings.rejections} == {f"{head}.weight", f"{head}.bias"}
+
+
+def test_a_join_that_is_rejected_is_no_part_of_the_next_branch() -> None:
+    def forward(layer: Linear, x: Tensor) -> Tensor:
+        return x.cos() + in_place_onto_what_is_read(layer, x)
+
+    assert set(rejected(Around(forward))) == {"layer"}
+
+
+def test_a_rejection_names_the_line_of_source() -> None:
+    findings = find_lora(dynamo_graph(Around(branch_read_elsewhere), batch()))
+    (source,) = {rejection.source for rejection in findings.rejections}
+    assert source.startswith(__file__)
+    assert source.endswith(", return layer.base(x) + layer.b(inner), inner.sum()")
 
 
 def test_a_rejection_names_the_node_where_the_search_stopped() -> None:
