@@ -8,12 +8,14 @@ from .apply import apply
 from .attach import attach
 from .config import SkipLoraConfig
 from .errors import ConfigError, InternalError, SkipLoraError, UsageError
+from .explain import Explanation, explain
 from .nothing_found import NoLoRAWarning
 from .report import report
 from .runtime import SiteState, set_threshold, sites
 
 __all__ = [
     "ConfigError",
+    "Explanation",
     "InternalError",
     "NoLoRAWarning",
     "SiteState",
@@ -22,6 +24,7 @@ __all__ = [
     "UsageError",
     "apply",
     "attach",
+    "explain",
     "report",
     "set_threshold",
     "sites",

@@ -27,12 +27,15 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensor",
     "LazyGraphModule",
+    "capture_graphs",
+    "compile_ahead",
     "compile_with_inductor",
     "dynamo_counters",
     "fake_propagate",
     "flatten_inputs",
     "get_hash_for_files",
     "global_inductor_option",
+    "graph_breaks",
     "has_hooks",
     "has_side_effect",
     "is_compiled_wrapper",
@@ -201,3 +204,59 @@ def has_hooks(module: nn.Module) -> bool:
 def is_constant_name(name: str) -> bool:
     """Return whether a tracer, which did not know what a tensor is called, has given it this name."""
     return re.search(r"(^|\.)(_(param|tensor)_constant|lifted_tensor_)\d+$", name) is not None
+
+
+def graph_breaks() -> dict[str, int]:
+    """Return the reasons for which Dynamo has begun new graphs in this process, and how often."""
+    return dict(dynamo_counters["graph_break"])
+
+
+def capture_graphs(model: nn.Module, backend: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Call ``model`` once under Dynamo with ``backend``, also if it has been compiled in place with another."""
+    compiled_in_place, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        torch.compile(model, backend=backend, dynamic=False)(*args, **kwargs)
+    finally:
+        model._compiled_call_impl = compiled_in_place
+
+
+def compile_ahead(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    on_partition: Callable[[fx.Graph, Callable[[], fx.Graph]], None],
+) -> Callable[..., Any]:
+    """Trace a Dynamo graph as Inductor does, as far as the partitioned backward; generate no code.
+
+    Args:
+        gm: a forward.
+        inputs: what it was captured with.
+        on_partition: called with the joint graph, and a function that partitions it and returns the backward.
+
+    Returns:
+        The forward, run operator by operator.
+    """
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd  # the one entry that takes a partitioner
+    from torch._inductor.decomposition import select_decomp_table  # which operators Inductor takes apart
+
+    def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> Any:
+        parts: list[Any] = []
+
+        def backward() -> fx.Graph:
+            joint.recompile()
+            parts.extend(min_cut_rematerialization_partition(joint, joint_inputs, compiler="inductor", **kwargs))
+            return cast(fx.Graph, parts[1].graph)
+
+        on_partition(joint.graph, backward)
+        return tuple(parts)
+
+    def run_as_it_is(graph: fx.GraphModule, graph_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return cast(Callable[..., Any], make_boxed_func(graph.forward))
+
+    backend = aot_autograd(
+        fw_compiler=run_as_it_is,
+        partition_fn=partition,
+        decompositions=select_decomp_table(),
+        keep_inference_input_mutations=True,
+    )
+    return cast(Callable[..., Any], backend(gm, list(inputs)))

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ._torch_compat import fake_propagate, flatten_inputs, has_hooks, is_compiled_wrapper
 from .config import SkipLoraConfig
 from .eager import CALLS, GateRuntime
-from .errors import ConfigError, UsageError
+from .errors import ConfigError, UsageError, reason_of
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .passes.attach_runtime import attach_runtime
@@ -108,7 +108,7 @@ def _traced(module: Any, examples: Sequence[Any]) -> fx.GraphModule:
         return torch.export.export(module, tuple(examples)).module()
     except Exception as error:
         raise UsageError(
-            f"apply: torch.export cannot trace {_type(module)} with these inputs: {_first_line(error)}. Check the "
+            f"apply: torch.export cannot trace {_type(module)} with these inputs: {reason_of(error)}. Check the "
             "inputs, or trace it another way (torch.fx.symbolic_trace, make_fx) and give the graph; "
             'model.compile(backend="skiplora") needs no single graph.'
         ) from error
@@ -116,11 +116,6 @@ def _traced(module: Any, examples: Sequence[Any]) -> fx.GraphModule:
 
 def _type(value: object) -> str:
     return type(value).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{_type(error)}: {lines[0]}"
 
 
 _LEAVES: dict[type[nn.Module], Callable[..., Any]] = {
@@ -163,7 +158,7 @@ def _note_shapes(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
             fake_propagate(gm, examples)
         except Exception as error:
             raise UsageError(
-                f"apply: the graph does not run on these example inputs ({_shapes(examples)}): {_first_line(error)}. "
+                f"apply: the graph does not run on these example inputs ({_shapes(examples)}): {reason_of(error)}. "
                 "Give what the graph is called with."
             ) from error
     elif not any(isinstance(value_of(node), Tensor) for node in gm.graph.nodes if node.op.startswith("call")):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import Any
 
 from tabulate import tabulate
 
 from . import __version__
+from .errors import SkipLoraError
 from .passes import PIPELINE
 
 _PACKAGES = ("torch", "dd", "tabulate", "transformers", "peft", "accelerate", "datasets")
@@ -23,9 +25,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("env", help="versions, and whether torch finds the backend: put this into a bug report")
     commands.add_parser("passes", help="the passes, in order, and why each stands where it does")
-    command = parser.parse_args(argv).command
-    print(_environment() if command == "env" else _passes())
+    _add_explain(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        print(_COMMANDS[arguments.command](arguments))
+    except SkipLoraError as error:
+        print(f"skiplora {arguments.command}: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="what would be gated in a model, what not and why, and what each gate can save",
+        description="Builds a causal language model from its config, on the meta device, adds LoRA adapters, and says "
+        "what skiplora would gate, what not and why, and what each gate can save. No weights are read.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    explain.add_argument("model", help="id on the Hub, or a folder with a config.json")
+    explain.add_argument("--r", type=int, default=16, help="rank of the adapters")
+    explain.add_argument(
+        "--target-modules", nargs="+", default=["q_proj", "v_proj"], help="modules to adapt, or all-linear"
+    )
+    explain.add_argument("--layers", type=int, help="number of layers, instead of the model's own")
+    explain.add_argument("--batch", type=int, default=1, help="sequences in a batch")
+    explain.add_argument("--length", type=int, default=512, help="tokens in a sequence")
+    explain.add_argument("--dtype", default="bfloat16", help="of the frozen weights")
+    explain.add_argument("--scope", choices=("adapter", "layer"), default="adapter", help="what a shut gate detaches")
+    explain.add_argument("--device", default="meta", help="cpu or cuda for a model that cannot be traced on meta")
+    explain.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _explain(arguments: argparse.Namespace) -> str:
+    from .explain import explain
+    from .integrations.peft_model import LoRAModel, build_lora_model
+
+    model, batch = build_lora_model(
+        LoRAModel(
+            source=arguments.model,
+            rank=arguments.r,
+            targets=arguments.target_modules,
+            batch=arguments.batch,
+            length=arguments.length,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            layers=arguments.layers,
+        )
+    )
+    found = explain(model, **batch, options={"scope": arguments.scope})
+    return found.to_json() if arguments.json else str(found)
 
 
 def _environment() -> str:
@@ -50,6 +99,13 @@ def _backend_status() -> str:
 def _passes() -> str:
     rows = [(stage.name, stage.graph, stage.reason) for stage in PIPELINE]
     return tabulate(rows, headers=["pass", "graph", "why there"])
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], str]] = {
+    "env": lambda arguments: _environment(),
+    "passes": lambda arguments: _passes(),
+    "explain": _explain,
+}
 
 
 if __name__ == "__main__":

@@ -18,3 +18,10 @@ class InternalError(SkipLoraError, AssertionError):
 
     The compile stops rather than train with wrong gradients.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's type and what it says first, without the pages that torch may add."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [""]
+    told = next((line for line in lines if ": got " in line), lines[0])
+    return f"{type(error).__name__}: {told.rpartition(': got ')[2].strip()}"

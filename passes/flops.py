@@ -1,0 +1,107 @@
+"""FLOPs of a backward graph, and which decisions each of them waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch.utils.flop_counter import flop_registry
+
+from ..gate import EVALUATE_CONDITIONS
+from . import operators
+from .conditions import Condition, flatten
+from .liveness import is_gate, liveness
+
+aten = torch.ops.aten
+
+_SAME_FORMULA: Mapping[Any, Any] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
+"""Operators that torch has no formula for, and another that takes the same arguments in the same order."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of a backward, by what they wait for.
+
+    Attributes:
+        conditions: for each condition under which something runs, how many.
+        uncounted: operators that no formula covers, by name, and how often they occur. Views and what touches
+            each element once are not listed.
+    """
+
+    conditions: Mapping[Condition, int]
+    uncounted: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """The FLOPs of a backward with every gate open."""
+        return sum(self.conditions.values())
+
+    def under(self, decisions: Sequence[Sequence[bool]]) -> list[int]:
+        """Return the FLOPs that run under each of several sets of decisions, True where open."""
+        table, roots = flatten(list(self.conditions))
+        costs = torch.tensor(list(self.conditions.values()), dtype=torch.int64)
+        masks = (EVALUATE_CONDITIONS(torch.tensor(opens), table, roots) for opens in decisions)
+        return [int(costs[mask].sum()) for mask in masks]
+
+
+def flops(graph: fx.Graph, sites: int) -> Flops:
+    """Count the FLOPs of each node of a backward by torch's own formulas, and find when it has to run.
+
+    In:
+        A partitioned backward graph, its gates still in it; the number of sites. It is not changed.
+    Out:
+        :class:`Flops`. A multiplication and an addition count as two.
+    """
+    analysis = liveness(graph, sites)
+    by_condition: Counter[Condition] = Counter()
+    uncounted: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op != "call_function" or is_gate(node):
+            continue
+        formula = _formula(node)
+        if formula is not None:
+            by_condition[analysis.live[node]] += _count(formula, node)
+        elif not _is_cheap(node):
+            uncounted[operators.name_of(node)] += 1
+    return Flops(dict(by_condition), dict(uncounted.most_common()))
+
+
+def _formula(node: fx.Node) -> Any:
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", target)
+    return flop_registry.get(_SAME_FORMULA.get(packet, packet))
+
+
+def _count(formula: Any, node: fx.Node) -> int:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _concrete(source.meta.get("val")))
+    return int(formula(*args, **kwargs, out_val=_concrete(node.meta.get("val"))))
+
+
+def _concrete(value: Any) -> Any:
+    """Return a tensor's shape in numbers: the sizes it was traced with, where they may vary."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_concrete(part) for part in value)
+    if isinstance(value, Tensor):
+        return torch.empty([_number(size) for size in value.shape], device="meta", dtype=value.dtype)
+    return _number(value) if isinstance(value, SymInt) else value
+
+
+def _number(size: int | SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def _is_cheap(node: fx.Node) -> bool:
+    return (
+        operators.is_view(node)
+        or operators.is_part(node)
+        or operators.is_creation(node)
+        or operators.is_pointwise(node)
+        or not isinstance(node.meta.get("val"), (Tensor, tuple, list))
+    )
