@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch import fx
 
-from .dataflow import Dataflow, Roots, shape_of, value_of
+from .dataflow import Dataflow, Roots, shape_of
 from .linear_operators import Role, factor_kind, names, operator_name
+from .widths import weight_of, widths_of
 
 _WALKED = (Role.PASS, Role.SCALE, Role.SUM, Role.FACTOR, Role.POINTWISE)
 _NOTHING: frozenset[fx.Node] = frozenset()
@@ -161,15 +160,9 @@ def _pools_features(flow: Dataflow, node: fx.Node) -> bool:
     return len(shape_of(source)) > len(shape_of(flow.reads(source)[0])) and len(shape_of(node)) > 1
 
 
-def _weight(flow: Dataflow, factor: fx.Node) -> fx.Node | None:
-    """Return what a factor contracts with: of its static operands the one of most dimensions."""
-    static = [node for node in flow.static_reads(factor) if value_of(node) is not None]
-    return max(static, key=lambda node: len(shape_of(node)), default=None)
-
-
 def is_composed(flow: Dataflow, factor: fx.Node) -> bool:
     """Return whether a factor's weight is more than a parameter that is moved, cast or scaled by a number."""
-    node = _weight(flow, factor)
+    node = weight_of(flow, factor)
     while node is not None and node.op in ("call_function", "call_method"):
         reads = flow.reads(node)
         if len(reads) != 1 or operator_name(node) not in _RENAMING:
@@ -186,7 +179,7 @@ _RENAMING = names(
 
 def _check_weights(flow: Dataflow, chain: Iterable[fx.Node], trains: Trains) -> None:
     for factor in chain:
-        weight = _weight(flow, factor)
+        weight = weight_of(flow, factor)
         if weight is not None and (trained := trains(flow.roots(weight))):
             adds_to = weight_space_sum(flow, weight, trains)
             if adds_to is not None:
@@ -227,68 +220,13 @@ def _rank(found: _Collected, chain: tuple[fx.Node, ...], trained: Roots) -> int:
     if len(chain) == 1:
         sizes = [min(shape) for root in trained if (shape := shape_of(root))]
         return int(min(sizes, default=0))
-    widths = [_widths(found.flow, factor) for factor in chain]
-    rank = min(min(left[1], right[0]) for left, right in pairwise(widths))
-    wide = max(widths[0][0], widths[-1][1])
+    widths = [widths_of(found.flow, factor) for factor in chain]
+    rank = min(min(left.made, right.read) for left, right in pairwise(widths))
+    wide = max(widths[0].read, widths[-1].made)
     if rank >= wide:
         reason = f"its inner dimension {rank} is not below the larger of its outer ones, {wide}: not low-rank"
         raise NotABranch("not low-rank", reason, trained)
     return int(rank)
-
-
-def _widths(flow: Dataflow, factor: fx.Node) -> tuple[Any, Any]:
-    """Return how many features a factor reads, and how many it makes."""
-    (x,) = flow.activations(factor)
-    kind, weight = factor_kind(factor), _weight(flow, factor)
-    if kind == "pooling" or weight is None:
-        made = shape_of(factor)[-1]
-        return math.prod(shape_of(x)) // max(math.prod(shape_of(factor)), 1) * made, made
-    return _WIDTHS[kind](factor, x, weight)
-
-
-def _linear_widths(factor: fx.Node, x: fx.Node, weight: fx.Node) -> tuple[Any, Any]:
-    on_the_left = operator_name(factor) in ("matmul", "mm", "mv") and factor.args[0] is not x
-    if on_the_left and len(shape_of(x)) > 1 and factor.args[1] is x:
-        return shape_of(x)[-2], shape_of(factor)[-2]
-    return shape_of(x)[-1], shape_of(factor)[-1]
-
-
-def _conv_widths(factor: fx.Node, x: fx.Node, weight: fx.Node) -> tuple[Any, Any]:
-    spatial = len(shape_of(weight)) - 2
-    return shape_of(weight)[1], shape_of(factor)[-spatial - 1]
-
-
-def _embedding_widths(factor: fx.Node, x: fx.Node, weight: fx.Node) -> tuple[Any, Any]:
-    return shape_of(weight)[0], shape_of(factor)[-1]
-
-
-def _einsum_widths(factor: fx.Node, x: fx.Node, weight: fx.Node) -> tuple[Any, Any]:
-    if operator_name(factor) == "einsum":
-        return _equation_widths(factor, weight)
-    blocks = shape_of(weight)[0] if value_of(weight).stride(0) else 1  # a weight that is expanded has no blocks
-    return blocks * shape_of(weight)[-2], blocks * shape_of(weight)[-1]
-
-
-def _equation_widths(factor: fx.Node, weight: fx.Node) -> tuple[Any, Any]:
-    """Return the widths of ``einsum("bim,inm->bin", x, w)``: all letters of the weight that x, or the result, has."""
-    inputs, output = str(factor.args[0]).replace(" ", "").split("->")
-    operands = list(factor.all_input_nodes)
-    terms = dict(zip(operands, inputs.split(","), strict=False))
-    sizes: dict[str, Any] = {}
-    for operand, term in terms.items():
-        sizes.update(zip(reversed(term.replace("...", "")), reversed(shape_of(operand)), strict=False))
-    in_weight = set(terms.get(weight, ""))
-    others = {letter for operand, term in terms.items() if operand is not weight for letter in term}
-    read = math.prod(sizes[letter] for letter in in_weight if letter in others)
-    return read, math.prod(sizes[letter] for letter in in_weight if letter in output)
-
-
-_WIDTHS: dict[str, Callable[[fx.Node, fx.Node, fx.Node], tuple[Any, Any]]] = {
-    "linear": _linear_widths,
-    "conv": _conv_widths,
-    "embedding": _embedding_widths,
-    "einsum": _einsum_widths,
-}
 
 
 def _kind(flow: Dataflow, chain: tuple[fx.Node, ...]) -> str:

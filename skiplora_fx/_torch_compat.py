@@ -27,6 +27,7 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensor",
     "LazyGraphModule",
+    "break_after",
     "capture_graphs",
     "compile_ahead",
     "compile_with_inductor",
@@ -35,7 +36,6 @@ __all__ = [
     "flatten_inputs",
     "get_hash_for_files",
     "global_inductor_option",
-    "graph_breaks",
     "has_hooks",
     "has_side_effect",
     "is_compiled_wrapper",
@@ -206,9 +206,11 @@ def is_constant_name(name: str) -> bool:
     return re.search(r"(^|\.)(_(param|tensor)_constant|lifted_tensor_)\d+$", name) is not None
 
 
-def graph_breaks() -> dict[str, int]:
-    """Return the reasons for which Dynamo has begun new graphs in this process, and how often."""
-    return dict(dynamo_counters["graph_break"])
+def break_after(gm: fx.GraphModule) -> str | None:
+    """Return why Dynamo ended this graph before the function's end, or None if it did not."""
+    # torch._dynamo.explain reads the same; its counters count every attempt.
+    ended = getattr(gm, "compile_subgraph_reason", None)
+    return str(ended.reason) if ended is not None and ended.graph_break else None
 
 
 def capture_graphs(model: nn.Module, backend: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -235,8 +237,9 @@ def compile_ahead(
     Returns:
         The forward, run operator by operator.
     """
-    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd  # the one entry that takes a partitioner
+    from torch._functorch.aot_autograd import make_boxed_func  # functorch.compile, which exports both, has no types
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table  # which operators Inductor takes apart
 
     def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, fx, nn
 
-from ._torch_compat import capture_graphs, compile_ahead, graph_breaks, static_fake, unwrap_compiled
+from ._torch_compat import break_after, capture_graphs, compile_ahead, static_fake, unwrap_compiled
 from .config import SkipLoraConfig
 from .errors import UsageError, reason_of
 from .passes import Pipeline, find_regions, liveness
@@ -129,7 +129,6 @@ def explain(model: nn.Module, *args: Any, options: dict[str, Any] | None = None,
     if not isinstance(model, nn.Module):
         raise UsageError(f"explain needs a model, a torch.nn.Module, got {type(model).__name__}")
     recorder = _Recorder(config.scope)
-    breaks = graph_breaks()
     try:
         with torch.enable_grad(), torch.random.fork_rng():
             capture_graphs(unwrap_compiled(model), recorder, args, kwargs)
@@ -138,10 +137,8 @@ def explain(model: nn.Module, *args: Any, options: dict[str, Any] | None = None,
             f"explain: {type(model).__name__} does not run on these inputs: {reason_of(error)}. Call "
             "explain(model, *args, **kwargs) with what the model is called with in training, labels included."
         ) from error
-    new_breaks = Counter(graph_breaks())
-    new_breaks.subtract(breaks)
     graphs = tuple(graph.explained() for graph in recorder.graphs if graph.findings is not None and graph.trains)
-    return Explanation(graphs, len(recorder.graphs), dict(+new_breaks), config.scope)
+    return Explanation(graphs, len(recorder.graphs), dict(recorder.breaks), config.scope)
 
 
 @dataclass
@@ -199,8 +196,16 @@ class _Recorder:
     def __init__(self, scope: str) -> None:
         self._scope = scope
         self.graphs: list[_Recorded] = []
+        self.breaks: Counter[str] = Counter()
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        run = self._record(gm, inputs)
+        reason = break_after(gm)
+        if reason is not None:
+            self.breaks[reason.strip().splitlines()[0]] += 1
+        return run
+
+    def _record(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         recorded = _Recorded()
         pipeline = Pipeline(self._scope)
         recorded.findings = pipeline.rewrite_dynamo(gm)
@@ -284,7 +289,7 @@ def _totals_text(found: Explanation) -> str:
     if uncounted:
         listed = ", ".join(f"{name} ({times})" for name, times in uncounted.most_common())
         lines.append(f"Not counted, beside what touches each element once: {listed}.")
-    lines += [f"Graph break, {times}x: {reason.strip().splitlines()[0]}" for reason, times in found.breaks.items()]
+    lines += [f"Graph break, {times}x: {reason}" for reason, times in found.breaks.items()]
     if not gated:
         lines.append("Nothing is gated. Does an adapter train? See the reasons above, and docs/explain.md.")
     return "\n".join(lines)

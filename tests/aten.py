@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from skiplora_fx.gate import CARRY
 from skiplora_fx.passes import find_regions, liveness, predicate_backward
@@ -118,7 +119,7 @@ def _filled_with_garbage(tensor: Tensor) -> Tensor:
 
 
 class CountCalls(TorchDispatchMode):
-    """Counts the calls of some operators that are really made, inside the branches of a cond too."""
+    """Counts the FLOPs, and the calls of some operators, that are really made, inside the branches of a cond too."""
 
     supports_higher_order_operators = True
 
@@ -126,11 +127,16 @@ class CountCalls(TorchDispatchMode):
         super().__init__()
         self._targets = targets
         self.calls = 0
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is COND:
             predicate, true, false, operands = args
             with self:
                 return (true if predicate else false)(*operands)
+        result = func(*args, **(kwargs or {}))
         self.calls += func in self._targets
-        return func(*args, **(kwargs or {}))
+        formula = flop_registry.get(getattr(func, "overloadpacket", None))
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
