@@ -8,7 +8,7 @@ import warnings
 import models
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, get_peft_model
 from torch import nn
 
 from skiplora_fx import NoLoRAWarning
@@ -36,8 +36,8 @@ def test_same_result_as_inductor_and_one_warning() -> None:
 
 
 def test_warning_names_what_trains_and_why_it_is_not_gated() -> None:
-    model = get_peft_model(models.llama(1), LoraConfig(r=4, target_modules=["embed_tokens"])).train()
-    with pytest.warns(NoLoRAWarning, match=r"embed_tokens.*read by getattr"):
+    model = get_peft_model(models.llama(1), IA3Config(target_modules=["v_proj"], feedforward_modules=[])).train()
+    with pytest.warns(NoLoRAWarning, match=r"v_proj.*multiplies an activation \(at .*\), so it adds no Δh"):
         gradients(model, "skiplora")
 
 

@@ -1,0 +1,53 @@
+"""FLOPs by torch's formulas, each counted where its condition says that it runs."""
+
+from __future__ import annotations
+
+import torch
+from aten import gate, trace
+from torch import Tensor
+
+from skiplora_fx.passes.flops import flops
+
+SQUARE = 2 * 4**3  # a product of two matrices of 4 × 4
+
+
+def square() -> Tensor:
+    return torch.randn(4, 4)
+
+
+def test_each_product_is_counted_under_its_condition() -> None:
+    def backward(opens: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        above = grad @ weight
+        return above, gate(above, opens, 0) @ weight @ weight
+
+    counted = flops(trace(backward, torch.ones(1, dtype=torch.bool), square(), square()).graph, 1)
+    assert counted.total == 3 * SQUARE
+    assert counted.under([[True], [False]]) == [3 * SQUARE, SQUARE]
+    assert counted.uncounted == {}
+
+
+def test_what_has_no_formula_is_named_and_views_are_not() -> None:
+    def backward(opens: Tensor, grad: Tensor) -> Tensor:
+        return gate(grad.t().sin().view(2, 8), opens, 0).softmax(-1).cumsum(0)
+
+    counted = flops(trace(backward, torch.ones(1, dtype=torch.bool), square()).graph, 1)
+    assert counted.total == 0
+    assert counted.uncounted == {"aten._softmax": 1, "aten.cumsum": 1}
+
+
+def test_sizes_that_vary_are_counted_as_they_were_traced() -> None:
+    def backward(opens: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+        return gate(grad, opens, 0) @ weight
+
+    graph = trace(backward, torch.ones(1, dtype=torch.bool), torch.randn(6, 4), square(), mode="symbolic").graph
+    assert flops(graph, 1).total == 2 * 6 * 4 * 4
+
+
+def test_attention_on_the_cpu_counts_as_the_flash_kernel_does() -> None:
+    def backward(opens: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(gate(q, opens, 0), k, k)[0]
+
+    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
+    counted = flops(trace(backward, torch.ones(1, dtype=torch.bool), q, k).graph, 1)
+    assert counted.total == 2 * 2 * (2 * 3 * 5 * 7 * 8)
+    assert counted.uncounted == {}
