@@ -21,13 +21,16 @@ class RuntimeCalls:
     """The functions that a graph calls while it runs; each takes the runtime, a module, first.
 
     Attributes:
-        thresholds: ``(runtime, *keys) -> float32 [n]``, with the parameter that identifies each site.
+        thresholds: ``(runtime, keys, inputs) -> float32 [n]``, with the parameter that identifies each site, and what
+            the graph is called with.
         gate: ``(runtime, x, open, sites, copy) -> x``, the conditional detach.
+        truncate: ``(runtime, x, sites) -> x``, which stops a gradient that is of use to none of ``sites``.
         record: ``(runtime, ratios, opens) -> None``, at the end of a forward.
     """
 
     thresholds: Callable[..., Any]
     gate: Callable[..., Any]
+    truncate: Callable[..., Any]
     record: Callable[..., Any]
 
 
@@ -72,7 +75,8 @@ def _read_thresholds(
             if key.op == "get_attr" and key.target not in held:
                 held[key.target] = graph.get_attr(str(key.target))
         keys = [held.get(key.target, key) for key in gated.keys]
-        read = graph.call_function(calls.thresholds, (reference, *keys))
+        inputs = [node for node in graph.find_nodes(op="placeholder") if node not in (thresholds, *gated.keys)]
+        read = graph.call_function(calls.thresholds, (reference, keys, inputs))
     thresholds.replace_all_uses_with(read)
     graph.erase_node(thresholds)
 
@@ -82,7 +86,8 @@ def _replace_gate(graph: fx.Graph, node: fx.Node, reference: fx.Node, calls: Run
     written = any(_writes_into(user, node) for user in node.users)
     with graph.inserting_before(node):
         gate = graph.call_function(calls.gate, (reference, x, opened, sites, written))
-    gate.meta = dict(node.meta)
+    assert isinstance(x, fx.Node)
+    gate.meta = dict(x.meta)
     node.replace_all_uses_with(gate)
     graph.erase_node(node)
 

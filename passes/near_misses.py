@@ -129,4 +129,4 @@ def _opaque_name(node: fx.Node) -> str:
     return f"{operator_name(node)} ({node.name})"
 
 
-_GATES = ("gate", "skiplora_gate")
+_GATES = ("gate", "skiplora_gate", "skiplora_truncate")

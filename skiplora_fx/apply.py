@@ -19,6 +19,7 @@ from .passes import Pipeline
 from .passes.attach_runtime import attach_runtime
 from .passes.copying import GraphCopy
 from .passes.dataflow import value_of
+from .passes.insert_truncations import insert_truncations
 from .passes.parameters import Lifted
 from .runtime import Slot, learn_names
 from .site import Findings
@@ -69,6 +70,7 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     slots = _slots(findings)
     runtime = GateRuntime(slots, config)
     gated = attach_runtime(pipeline.gated, runtime, CALLS, original.graph)
+    insert_truncations(gated, lifted, CALLS.gate, CALLS.truncate)
     gated.train(original.training)
     _bind(gated, runtime, findings, inputs, config)
     return gated

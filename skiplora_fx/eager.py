@@ -36,6 +36,7 @@ class GateRuntime(nn.Module):
         self._config = config
         self._binding: Binding | None = None
         self._forward: Forward | None = None
+        self.truncates = True
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self._register()
 
@@ -59,10 +60,11 @@ class GateRuntime(nn.Module):
         """Return the parameters that identify the sites of the last call."""
         return self._binding.keys() if self._binding is not None else []
 
-    def begin(self, keys: Sequence[Tensor]) -> Tensor:
+    def begin(self, keys: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
         """Start a forward; return the thresholds."""
         binding = self.bind(keys)
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
+        self.truncates = not any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
         return binding.thresholds(self.training)
 
     def current(self) -> Forward | None:
@@ -99,11 +101,11 @@ class _Gate(torch.autograd.Function):
         return grad if is_open else None, None, None, None
 
 
-def skiplora_thresholds(runtime: GateRuntime, *keys: Tensor) -> Tensor:
+def skiplora_thresholds(runtime: GateRuntime, keys: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
     """Start a forward; return its thresholds, float32 ``[n]``, on the device of the first key."""
     if torch.compiler.is_compiling():
         return torch.ops.skiplora.thresholds_of(list(keys), runtime.handle, runtime.training)
-    return runtime.begin(keys)
+    return runtime.begin(keys, inputs)
 
 
 def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], copy: bool) -> Tensor:
@@ -116,6 +118,16 @@ def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence
     return _Gate.apply(x, runtime.current(), sites, copy)
 
 
+def skiplora_truncate(runtime: GateRuntime, x: Tensor, sites: Sequence[int]) -> Tensor:
+    """Return ``x``; its gradient passes if any of ``sites`` is open, or an input of the graph wants one.
+
+    Under torch.compile it always does: there a decision cannot keep work from being run.
+    """
+    if torch.compiler.is_compiling() or not runtime.truncates:
+        return x
+    return _Gate.apply(x, runtime.current(), sites, False)
+
+
 @has_side_effect
 def skiplora_record(runtime: GateRuntime, ratios: Tensor, opens: Tensor) -> None:
     """End a forward: keep its ratios, float32 ``[n]``, and decisions, bool ``[n]``."""
@@ -125,7 +137,7 @@ def skiplora_record(runtime: GateRuntime, ratios: Tensor, opens: Tensor) -> None
         torch.ops.skiplora.record(runtime.seen, ratios, opens, runtime.handle)
 
 
-CALLS = RuntimeCalls(skiplora_thresholds, skiplora_gate, skiplora_record)
+CALLS = RuntimeCalls(skiplora_thresholds, skiplora_gate, skiplora_truncate, skiplora_record)
 
 torch.library.define("skiplora::thresholds_of", "(Tensor[] keys, int runtime, bool training) -> Tensor")
 
