@@ -24,7 +24,7 @@ class RuntimeCalls:
         thresholds: ``(runtime, keys, inputs) -> float32 [n]``, with the parameter that identifies each site, and what
             the graph is called with.
         gate: ``(runtime, x, open, sites, copy) -> x``, the conditional detach.
-        truncate: ``(runtime, x, sites) -> x``, which stops a gradient that is of use to none of ``sites``.
+        truncate: ``(runtime, x, sites, copy) -> x``, which stops a gradient that is of use to none of ``sites``.
         record: ``(runtime, ratios, opens) -> None``, at the end of a forward.
     """
 

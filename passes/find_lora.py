@@ -183,7 +183,7 @@ class _Search:
 
     def findings(self) -> Findings:
         uses = Counter(root for found in self._found for root in set(found.branch.parameters))
-        sites = tuple(self._site(index, found, uses) for index, found in enumerate(self._found))
+        sites = self._told_apart([self._site(index, found, uses) for index, found in enumerate(self._found)])
         claimed = {parameter for site in sites for parameter in site.parameters}
         trained = [parameter for parameter in self.parameters if parameter.trained and parameter.node not in claimed]
         return Findings(sites, tuple(dict.fromkeys(self._reject(p.node, p.path) for p in trained)))
@@ -215,6 +215,21 @@ class _Search:
             kind=found.branch.kind,
             body=found.frame.body,
         )
+
+    def _told_apart(self, sites: list[Site]) -> tuple[Site, ...]:
+        """Call adapters that one module holds side by side, with no name of their own, after what they train."""
+        keys: dict[tuple[str, str], set[fx.Node]] = {}
+        for site in sites:
+            keys.setdefault((site.name, site.adapter), set()).add(site.key)
+        return tuple(
+            replace(site, adapter=self._own_name(site)) if len(keys[site.name, site.adapter]) > 1 else site
+            for site in sites
+        )
+
+    def _own_name(self, site: Site) -> str:
+        (owner,) = self.parameters.of([site.key])
+        path = owner.path.split(".")
+        return ".".join(path[len(path) - site.key_depth :]).removesuffix(".weight")
 
     def _is_own(self, root: fx.Node, branch: Branch) -> bool:
         """Return whether nothing but this branch reads a parameter."""

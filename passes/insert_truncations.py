@@ -19,7 +19,7 @@ _Waits = frozenset[int] | None
 def insert_truncations(
     gm: fx.GraphModule, lifted: Mapping[str, Lifted], gate: Callable[..., Any], truncate: Callable[..., Any]
 ) -> None:
-    """Insert ``truncate(runtime, x, sites)`` wherever the gradient of x is of use to fewer sites than what reads it.
+    """Insert ``truncate(runtime, x, sites, copy)`` where the gradient of x is of use to fewer sites than what reads it.
 
     In:
         A graph with calls of ``gate(runtime, x, open, sites, …)``; for the names of its placeholders which
@@ -30,16 +30,30 @@ def insert_truncations(
         A gradient is *of use* to a trained parameter that it reaches. Behind a gate only that gate's sites
         decide. Where a node reads x and something that is of use to more, autograd would run all that made x
         for the sake of the other: there stands a truncation. Where all that a node reads is of use to the
-        same sites, whatever reads the node has one already. Whether an input of the graph requires a gradient
-        is known only when it runs.
+        same sites, whatever reads the node has one already. Outputs have one too. Whether an input of the
+        graph requires a gradient is known only when it runs.
     """
     parameters = Parameters(gm, lifted)
     flow = Dataflow(gm.graph, parameters.seeds(gm.graph))
     waits = _find_waits(gm, flow, parameters, gate)
     gates = [node for node in gm.graph.nodes if node.target is gate]
     truncated: dict[fx.Node, fx.Node] = {}
+    runtime = gates[0].args[0]
+
+    def truncation(source: fx.Node, copy: bool) -> fx.Node:
+        with gm.graph.inserting_after(source):
+            call = gm.graph.call_function(truncate, (runtime, source, sorted(waits[source] or ()), copy))
+        call.meta = dict(source.meta)
+        return call
+
     for node in list(gm.graph.nodes):
-        if node.op == "output" or node.target is gate or waits[node] == frozenset():
+        if node.op == "output":
+            # With every gate shut not even the way down to the highest is run. The caller may write into what he gets.
+            ends = [source for source in node.all_input_nodes if waits[source] and is_floating(source)]
+            for source in ends:
+                node.replace_input_with(source, truncation(source, copy=True))
+            continue
+        if node.target is gate or waits[node] == frozenset():
             continue
         for source in dict.fromkeys(node.all_input_nodes):
             sites = waits[flow.resolve(node, source)]
@@ -48,10 +62,7 @@ def insert_truncations(
             if is_in_place(node) and node.args[0] is source and not _write_elsewhere(node, source):
                 continue
             if source not in truncated:
-                with gm.graph.inserting_after(source):
-                    call = gm.graph.call_function(truncate, (gates[0].args[0], source, sorted(sites)))
-                call.meta = dict(source.meta)
-                truncated[source] = call
+                truncated[source] = truncation(source, copy=False)
             node.replace_input_with(source, truncated[source])
     gm.graph.lint()
     gm.recompile()

@@ -37,6 +37,7 @@ __all__ = [
     "get_hash_for_files",
     "global_inductor_option",
     "has_hooks",
+    "has_pytree_inputs",
     "has_side_effect",
     "is_compiled_wrapper",
     "is_constant_name",

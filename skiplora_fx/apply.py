@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ._torch_compat import fake_propagate, flatten_inputs, has_hooks, is_compiled_wrapper
+from ._torch_compat import fake_propagate, flatten_inputs, has_hooks, has_pytree_inputs, is_compiled_wrapper
 from .config import SkipLoraConfig
 from .eager import CALLS, GateRuntime
 from .errors import ConfigError, UsageError, reason_of
@@ -156,6 +156,7 @@ def _arguments(module: Any, bias: fx.Node | None) -> tuple[Any, ...]:
 def _note_shapes(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
     gm.recompile()
     if examples:
+        _check_number(gm, examples)
         try:
             fake_propagate(gm, examples)
         except Exception as error:
@@ -167,6 +168,18 @@ def _note_shapes(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
         raise UsageError(
             "apply: this graph does not know the shapes of its tensors, which torch.fx.symbolic_trace does not note. "
             "Call skiplora_fx.apply(graph_module, *example_inputs) with what the graph is called with."
+        )
+
+
+def _check_number(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
+    inputs = gm.graph.find_nodes(op="placeholder")
+    needed = sum(not node.args for node in inputs)  # of the others a default is known
+    given = len(flatten_inputs(examples)) if has_pytree_inputs(gm) else len(examples)
+    if not needed <= given <= len(inputs):
+        names = ", ".join(str(node.target) for node in inputs)
+        raise UsageError(
+            f"apply: the graph takes {len(inputs)} inputs ({names}), but there are {given} example inputs "
+            f"({_shapes(examples)}). Give what the graph is called with."
         )
 
 

@@ -118,14 +118,14 @@ def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence
     return _Gate.apply(x, runtime.current(), sites, copy)
 
 
-def skiplora_truncate(runtime: GateRuntime, x: Tensor, sites: Sequence[int]) -> Tensor:
+def skiplora_truncate(runtime: GateRuntime, x: Tensor, sites: Sequence[int], copy: bool) -> Tensor:
     """Return ``x``; its gradient passes if any of ``sites`` is open, or an input of the graph wants one.
 
     Under torch.compile it always does: there a decision cannot keep work from being run.
     """
     if torch.compiler.is_compiling() or not runtime.truncates:
         return x
-    return _Gate.apply(x, runtime.current(), sites, False)
+    return _Gate.apply(x, runtime.current(), sites, copy)
 
 
 @has_side_effect

@@ -176,6 +176,22 @@ def test_a_part_of_a_model_is_named_from_there() -> None:
     assert only_site(search(Linear())).name == ""
 
 
+def test_adapters_side_by_side_in_one_module_are_told_apart() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(WIDE, WIDE).requires_grad_(False)
+            self.q_a, self.v_a = nn.Linear(WIDE, RANK), nn.Linear(WIDE, RANK)
+            self.q_b, self.v_b = nn.Linear(RANK, WIDE), nn.Linear(RANK, WIDE)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.base(x)
+            return (h + self.q_b(self.q_a(x))).tanh() * (h + self.v_b(self.v_a(x))).tanh()
+
+    findings = search(nn.Sequential(Attention()))
+    assert [(site.name, site.adapter) for site in findings.sites] == [("0", "q_a"), ("0", "v_a")]
+
+
 def test_a_layer_with_a_lone_parameter_in_a_container_is_named_by_its_module() -> None:
     class Lone(nn.Module):
         def __init__(self) -> None:
