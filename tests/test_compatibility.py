@@ -1,0 +1,290 @@
+"""The compatibility table: PEFT's tuners, gated, rejected with a reason, or with nothing to gate.
+
+A failure that lies upstream is a strict xfail with its reason, so that a repair there is noticed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import models
+import peft
+import pytest
+import torch
+from capture import QuickBackend
+from torch import Tensor, nn
+
+import skiplora_fx
+from skiplora_fx.site import Rejection
+
+LINEARS = ("lin0", "lin1")
+
+
+class MLP(nn.Module):
+    """What PEFT's own tests of torch.compile adapt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin0, self.lin1 = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin1(torch.relu(self.lin0(x)))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin0 = nn.Embedding(20, 32)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.lin0(ids).tanh()
+
+
+class Convolution(nn.Module):
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.lin0 = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dimensions - 1](8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin0(x).tanh()
+
+
+def adapted(config: str, base: nn.Module | None = None, **options: Any) -> nn.Module:
+    """Return a model with PEFT's ``config``, in double precision, everything that trains drawn at random."""
+    base = base or MLP()
+    targets = [name for name in LINEARS if hasattr(base, name)]
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base, getattr(peft, config)(target_modules=targets, **options)).double().train()
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def lora(**options: Any) -> Callable[[], nn.Module]:
+    return lambda: adapted("LoraConfig", **{"r": 4, **options})
+
+
+def tuner(config: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: adapted(config, **options)
+
+
+def rows() -> Tensor:
+    return torch.randn(4, 32, dtype=torch.float64)
+
+
+def run(compiled: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Return the gradients of all that trains, zeros for None, and of the input if that can have one."""
+    model.zero_grad(set_to_none=True)
+    x = x.clone().requires_grad_(x.is_floating_point())
+    torch.manual_seed(1)
+    compiled(x).sin().sum().backward()
+    leaves = {**{name: p for name, p in model.named_parameters() if p.requires_grad}, "x": x}
+    return {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        for name, leaf in leaves.items()
+        if leaf.is_floating_point()
+    }
+
+
+def broken(upstream: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(reason=upstream, strict=True)
+
+
+MODULE_DROPOUT = broken("peft's lycoris layers ask `torch.rand(1) > module_dropout` in Python: Dynamo breaks there")
+DORA_BREAKS = broken("peft's DoRA is a module that is not traced: the graph breaks between A and the sum")
+
+GATED = [
+    pytest.param(lora(), rows, "linear→linear", id="LoRA"),
+    pytest.param(lora(use_rslora=True), rows, "linear→linear", id="rsLoRA"),
+    pytest.param(lora(lora_alpha=4), rows, "linear→linear", id="LoRA, alpha equal to r"),
+    pytest.param(lora(lora_bias=True), rows, "linear→linear", id="LoRA with bias"),
+    pytest.param(lora(init_lora_weights="pissa"), rows, "linear→linear", id="PiSSA"),
+    pytest.param(lora(init_lora_weights="olora"), rows, "linear→linear", id="OLoRA"),
+    pytest.param(lora(init_lora_weights="orthogonal"), rows, "linear→linear", id="orthogonal"),
+    pytest.param(
+        lambda: adapted("LoraConfig", Words(), r=4),
+        lambda: torch.randint(0, 20, (2, 5)),
+        "embedding→linear",
+        id="LoRA, embedding",
+    ),
+    *(
+        pytest.param(
+            lambda dimensions=dimensions: adapted("LoraConfig", Convolution(dimensions), r=2),
+            lambda dimensions=dimensions: torch.randn(2, 8, *(5,) * dimensions, dtype=torch.float64),
+            "conv→conv",
+            id=f"LoRA, Conv{dimensions}d",
+        )
+        for dimensions in (1, 2, 3)
+    ),
+    pytest.param(tuner("AdaLoraConfig", init_r=6, target_r=4, total_step=10), rows, "linear→linear", id="AdaLoRA"),
+    pytest.param(tuner("VeraConfig", r=4), rows, "linear→linear", id="VeRA"),
+    pytest.param(tuner("RandLoraConfig", r=4), rows, "linear→linear", id="RandLoRA"),
+    pytest.param(tuner("UniLoraConfig", r=4), rows, "linear→linear", id="UniLoRA"),
+    pytest.param(tuner("TinyLoraConfig", r=4), rows, "linear→linear→linear", id="TinyLoRA"),
+    pytest.param(tuner("DeloraConfig", r=4), rows, "linear→linear", id="DeLoRA"),
+    pytest.param(tuner("GraloraConfig", r=8), rows, "einsum→einsum", id="GraLoRA"),
+    pytest.param(tuner("MissConfig", r=8), rows, "pooling→linear", id="MiSS"),
+    pytest.param(tuner("PsoftConfig", r=4), rows, "linear→linear→linear", id="PSOFT"),
+    pytest.param(tuner("OSFConfig"), rows, "linear→linear", id="OSF"),
+    pytest.param(tuner("FourierFTConfig", n_frequency=20), rows, "composed linear", id="FourierFT"),
+    pytest.param(tuner("HiraConfig", r=4), rows, "composed linear", id="HiRA"),
+    pytest.param(tuner("PeanutConfig", r=4), rows, "composed linear", id="PEANuT"),
+    pytest.param(tuner("LoHaConfig", r=4), rows, "composed linear", id="LoHa", marks=MODULE_DROPOUT),
+    pytest.param(tuner("LoKrConfig", r=4), rows, "composed linear", id="LoKr", marks=MODULE_DROPOUT),
+    pytest.param(
+        tuner("VBLoRAConfig", vector_length=4, num_vectors=10, topk=2, r=4),
+        rows,
+        "linear→linear",
+        id="VBLoRA",
+        marks=broken("peft's VBLoRA asks `logits[0, 0].isinf().any()` in Python: Dynamo breaks there"),
+    ),
+    pytest.param(
+        tuner("WaveFTConfig", n_frequency=16),
+        rows,
+        "composed linear",
+        id="WaveFT",
+        marks=broken("peft's wavelet transform builds filters in Python: Dynamo breaks, torch.export does not"),
+    ),
+    pytest.param(lora(use_dora=True), rows, "linear→linear", id="DoRA", marks=DORA_BREAKS),
+]
+
+
+@pytest.mark.parametrize(("build", "example", "kind"), GATED)
+def test_gated(build: Callable[[], nn.Module], example: Callable[[], Tensor], kind: str) -> None:
+    model, x = build(), example()
+    wanted = run(model, model, x)
+    backend = QuickBackend()
+    compiled = torch.compile(model, backend=backend)
+    torch.testing.assert_close(run(compiled, model, x), wanted)
+    findings = backend.only.findings
+    layers = [name for name in LINEARS if hasattr(model.base_model.model, name)]
+    assert [site.name for site in findings.sites] == [f"base_model.model.{name}" for name in layers]
+    assert {site.kind for site in findings.sites} == {kind}
+    assert findings.rejections == ()
+
+    backend.only.thresholds.fill_(math.inf)
+    found = run(compiled, model, x)
+    of_input = found.pop("x", None)
+    assert not any(bool(gradient.any()) for gradient in found.values())
+    if of_input is not None:
+        torch.testing.assert_close(of_input, gradient_through_the_base(model, x))
+
+
+def gradient_through_the_base(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the gradient of the input in a model whose layers add the same Δh, detached."""
+
+    class Detached(nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layer.base_layer(x)
+            return h + (self.layer(x) - h).detach()
+
+    base = model.base_model.model
+    original = {name: getattr(base, name) for name in LINEARS if hasattr(base, name)}
+    try:
+        for name, layer in original.items():
+            setattr(base, name, Detached(layer))
+        x = x.clone().requires_grad_()
+        model(x).sin().sum().backward()
+        assert x.grad is not None
+        return x.grad
+    finally:
+        for name, layer in original.items():
+            setattr(base, name, layer)
+
+
+def test_dropout_is_searched_through() -> None:
+    model = adapted("LoraConfig", r=4, lora_dropout=0.1)
+    (graph,) = skiplora_fx.explain(model, rows()).graphs
+    assert [site.kind for site in graph.sites] == ["linear→linear"] * 2
+
+
+def test_pvera_samples_and_is_gated() -> None:
+    (graph,) = skiplora_fx.explain(adapted("PveraConfig", r=4), rows()).graphs
+    assert [site.kind for site in graph.sites] == ["linear→linear"] * 2
+    assert graph.rejections == ()
+
+
+EXPORTED = [
+    pytest.param(lora(), "linear→linear", id="LoRA"),
+    pytest.param(lora(use_dora=True), "linear→linear", id="DoRA"),
+    pytest.param(tuner("WaveFTConfig", n_frequency=16), "composed linear", id="WaveFT"),
+    pytest.param(tuner("FourierFTConfig", n_frequency=20), "composed linear", id="FourierFT"),
+    pytest.param(tuner("AdaLoraConfig", init_r=6, target_r=4, total_step=10), "linear→linear", id="AdaLoRA"),
+    pytest.param(tuner("GraloraConfig", r=8), "einsum→einsum", id="GraLoRA"),
+    pytest.param(tuner("MissConfig", r=8), "pooling→linear", id="MiSS"),
+    pytest.param(tuner("HiraConfig", r=4), "composed linear", id="HiRA"),
+]
+
+
+@pytest.mark.parametrize(("build", "kind"), EXPORTED)
+@pytest.mark.parametrize("threshold", [0.0, math.inf], ids=["open", "shut"])
+def test_gated_when_exported(build: Callable[[], nn.Module], kind: str, threshold: float) -> None:
+    model, x = build(), rows()
+    options = {"threshold": threshold, "warmup_steps": 0, "probe_every": 0}
+    gated = skiplora_fx.apply(torch.export.export(model, (x,)), **options)
+    found = run(gated, model, x)
+    names = [site.name for site in skiplora_fx.sites(gated)]
+    assert names == [f"base_model.model.{name}" for name in LINEARS]
+    if threshold == 0.0:
+        torch.testing.assert_close(found, run(model, model, x))
+    else:
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert not any(bool(found[name].any()) for name in trained)
+
+
+REJECTED = [
+    pytest.param(tuner("DeftConfig", r=4), {"multiplicative"}, id="DEFT"),
+    pytest.param(tuner("LilyConfig", r=4), {"routed", "shared", "non-linear"}, id="Lily"),
+    pytest.param(tuner("C3AConfig", block_size=8), {"opaque"}, id="C3A"),
+    pytest.param(tuner("IA3Config", feedforward_modules=["lin1"]), {"multiplicative"}, id="IA3"),
+    pytest.param(tuner("OFTConfig", r=0, oft_block_size=8), {"multiplicative"}, id="OFT"),
+    pytest.param(tuner("BOFTConfig", boft_block_size=8), {"multiplicative"}, id="BOFT"),
+    pytest.param(tuner("HRAConfig", r=4), {"multiplicative"}, id="HRA"),
+    pytest.param(tuner("RoadConfig", group_size=8), {"multiplicative"}, id="RoAd"),
+    pytest.param(tuner("GloraConfig", r=4), {"weight-space"}, id="GLoRA"),
+    pytest.param(tuner("SupertuningConfig"), {"weight-space"}, id="Supertuning, sparse part alone"),
+    pytest.param(tuner("BeftConfig"), {"no join"}, id="BEFT"),
+    pytest.param(tuner("LNTuningConfig"), {"no join", "non-linear"}, id="LN tuning, of linears"),
+    pytest.param(tuner("ShiraConfig", r=4), {"no join"}, id="SHiRA, cut off by graph breaks"),
+]
+
+
+def rejections(model: nn.Module, *inputs: Any, **kwargs: Any) -> list[Rejection]:
+    found = skiplora_fx.explain(model, *inputs, **kwargs)
+    assert not any(graph.sites for graph in found.graphs)
+    return [rejection for graph in found.graphs for rejection in graph.rejections]
+
+
+@pytest.mark.parametrize(("build", "families"), REJECTED)
+def test_rejected(build: Callable[[], nn.Module], families: set[str]) -> None:
+    found = rejections(build(), rows())
+    assert {rejection.family for rejection in found} == families
+    assert all(rejection.reason for rejection in found)
+
+
+NOTHING = [
+    pytest.param("PromptTuningConfig", {"num_virtual_tokens": 3}, id="prompt tuning"),
+    pytest.param("PromptEncoderConfig", {"num_virtual_tokens": 3}, id="p-tuning"),
+    pytest.param("PrefixTuningConfig", {"num_virtual_tokens": 3}, id="prefix tuning"),
+    pytest.param("LNTuningConfig", {}, id="LN tuning"),
+]
+
+
+@pytest.mark.parametrize(("config", "options"), NOTHING)
+def test_nothing_to_gate(config: str, options: dict[str, Any]) -> None:
+    """What these train is no low-rank branch beside a layer: no site, and every parameter is accounted for."""
+    model = peft.get_peft_model(models.llama(1), getattr(peft, config)(task_type="CAUSAL_LM", **options)).train()
+    assert rejections(model, **models.tokens())
+
+
+def test_adamss() -> None:
+    pytest.importorskip("sklearn", reason="AdaMSS clusters singular vectors with scikit-learn")
+    (graph,) = skiplora_fx.explain(adapted("AdamssConfig", r=4), rows()).graphs
+    assert len(graph.sites) + len(graph.rejections) > 0
