@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from capture import QuickBackend
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from torch import Tensor, nn
 
 import skiplora_fx
@@ -54,9 +55,9 @@ class Convolution(nn.Module):
 def adapted(config: str, base: nn.Module | None = None, **options: Any) -> nn.Module:
     """Return a model with PEFT's ``config``, in double precision, everything that trains drawn at random."""
     base = base or MLP()
-    targets = [name for name in LINEARS if hasattr(base, name)]
+    options = {"target_modules": [name for name in LINEARS if hasattr(base, name)], **options}
     torch.manual_seed(0)
-    model = peft.get_peft_model(base, getattr(peft, config)(target_modules=targets, **options)).double().train()
+    model = peft.get_peft_model(base, getattr(peft, config)(**options)).double().train()
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
             nn.init.normal_(parameter, std=0.3)
@@ -104,6 +105,14 @@ GATED = [
     pytest.param(lora(init_lora_weights="pissa"), rows, "linear→linear", id="PiSSA"),
     pytest.param(lora(init_lora_weights="olora"), rows, "linear→linear", id="OLoRA"),
     pytest.param(lora(init_lora_weights="orthogonal"), rows, "linear→linear", id="orthogonal"),
+    pytest.param(lora(kasa_config=KasaConfig()), rows, "linear→linear", id="KaSA"),
+    pytest.param(
+        lora(use_bdlora=BdLoraConfig(target_modules_bd_a=["lin0"], target_modules_bd_b=["lin1"], nblocks=2)),
+        rows,
+        {"einsum→linear", "linear→einsum"},
+        id="BdLoRA",
+    ),
+    pytest.param(lora(init_lora_weights="mica"), rows, "linear→linear", id="MiCA"),
     pytest.param(
         lambda: adapted("LoraConfig", Words(), r=4),
         lambda: torch.randint(0, 20, (2, 5)),
@@ -153,7 +162,7 @@ GATED = [
 
 
 @pytest.mark.parametrize(("build", "example", "kind"), GATED)
-def test_gated(build: Callable[[], nn.Module], example: Callable[[], Tensor], kind: str) -> None:
+def test_gated(build: Callable[[], nn.Module], example: Callable[[], Tensor], kind: str | set[str]) -> None:
     model, x = build(), example()
     wanted = run(model, model, x)
     backend = QuickBackend()
@@ -162,7 +171,7 @@ def test_gated(build: Callable[[], nn.Module], example: Callable[[], Tensor], ki
     findings = backend.only.findings
     layers = [name for name in LINEARS if hasattr(model.base_model.model, name)]
     assert [site.name for site in findings.sites] == [f"base_model.model.{name}" for name in layers]
-    assert {site.kind for site in findings.sites} == {kind}
+    assert {site.kind for site in findings.sites} == ({kind} if isinstance(kind, str) else kind)
     assert findings.rejections == ()
 
     backend.only.thresholds.fill_(math.inf)
@@ -240,6 +249,13 @@ def test_gated_when_exported(build: Callable[[], nn.Module], kind: str, threshol
 
 
 REJECTED = [
+    pytest.param(
+        lambda: adapted("LoraConfig", target_modules=[], r=4, target_parameters=["lin0.weight"]),
+        {"no join"},
+        id="target_parameters, cut off by graph breaks",
+    ),
+    pytest.param(lora(velora_config=VeloraConfig()), {"opaque", "no join"}, id="VeLoRA"),
+    pytest.param(lora(monteclora_config=MontecloraConfig()), {"no join"}, id="MonteCLoRA"),
     pytest.param(tuner("DeftConfig", r=4), {"multiplicative"}, id="DEFT"),
     pytest.param(tuner("LilyConfig", r=4), {"routed", "shared", "non-linear"}, id="Lily"),
     pytest.param(tuner("C3AConfig", block_size=8), {"opaque"}, id="C3A"),
