@@ -137,6 +137,12 @@ GATED = [
     pytest.param(tuner("GraloraConfig", r=8), rows, "einsum→einsum", id="GraLoRA"),
     pytest.param(tuner("MissConfig", r=8), rows, "pooling→linear", id="MiSS"),
     pytest.param(tuner("PsoftConfig", r=4), rows, "linear→linear→linear", id="PSOFT"),
+    pytest.param(
+        lambda: adapted("AdamssConfig", r=4).float(),  # holds float32 whatever the model is cast to
+        lambda: rows().float(),
+        "linear→linear→linear",
+        id="AdaMSS",
+    ),
     pytest.param(tuner("OSFConfig"), rows, "linear→linear", id="OSF"),
     pytest.param(tuner("FourierFTConfig", n_frequency=20), rows, "composed linear", id="FourierFT"),
     pytest.param(tuner("HiraConfig", r=4), rows, "composed linear", id="HiRA"),
@@ -206,6 +212,16 @@ def gradient_through_the_base(model: nn.Module, x: Tensor) -> Tensor:
     finally:
         for name, layer in original.items():
             setattr(base, name, layer)
+
+
+def test_modules_to_save_are_named() -> None:
+    model = adapted("LoraConfig", target_modules=["lin0"], modules_to_save=["lin1"], r=4)
+    (graph,) = skiplora_fx.explain(model, rows()).graphs
+    assert [site.name for site in graph.sites] == ["base_model.model.lin0"]
+    assert {(miss.name.rpartition(".")[2], miss.family) for miss in graph.rejections} == {
+        ("weight", "no join"),
+        ("bias", "no join"),
+    }
 
 
 def test_dropout_is_searched_through() -> None:
@@ -298,9 +314,3 @@ def test_nothing_to_gate(config: str, options: dict[str, Any]) -> None:
     """What these train is no low-rank branch beside a layer: no site, and every parameter is accounted for."""
     model = peft.get_peft_model(models.llama(1), getattr(peft, config)(task_type="CAUSAL_LM", **options)).train()
     assert rejections(model, **models.tokens())
-
-
-def test_adamss() -> None:
-    pytest.importorskip("sklearn", reason="AdaMSS clusters singular vectors with scikit-learn")
-    (graph,) = skiplora_fx.explain(adapted("AdamssConfig", r=4), rows()).graphs
-    assert len(graph.sites) + len(graph.rejections) > 0
