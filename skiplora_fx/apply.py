@@ -67,8 +67,7 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
         gm.graph.output_node().args = (original_output,)
         gm.recompile()
         return gm
-    slots = _slots(findings)
-    runtime = GateRuntime(slots, config)
+    runtime = GateRuntime([Slot.of(site, site.index) for site in findings.sites], config)
     gated = attach_runtime(pipeline.gated, runtime, CALLS, original.graph)
     insert_truncations(gated, lifted, CALLS.gate, CALLS.truncate)
     gated.train(original.training)
@@ -216,10 +215,6 @@ def _wrap_output(graph: fx.Graph) -> Any:
     (original,) = output.args
     output.args = ((original,),)
     return original
-
-
-def _slots(findings: Findings) -> tuple[Slot, ...]:
-    return tuple(Slot(site.index, site.name, site.key_depth, site.adapter, site.rank) for site in findings.sites)
 
 
 def _bind(

@@ -81,9 +81,7 @@ def skiplora(
 def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[runtime.Slot, ...]:
     """Return where the runtime finds each site in a call's arguments."""
     positions = {node: position for position, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
-    return tuple(
-        runtime.Slot(positions[site.key], site.name, site.key_depth, site.adapter, site.rank) for site in findings.sites
-    )
+    return tuple(runtime.Slot.of(site, positions[site.key]) for site in findings.sites)
 
 
 def _check_globs(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, fx, nn
 
-from ._torch_compat import break_after, capture_graphs, compile_ahead, static_fake, unwrap_compiled
+from ._torch_compat import break_after, capture_graphs, compile_ahead, static_fake, traced_module, unwrap_compiled
 from .config import SkipLoraConfig
 from .errors import UsageError, reason_of
 from .passes import Pipeline, find_regions, liveness
 from .passes.dataflow import value_of
 from .passes.flops import Flops, flops
+from .runtime import Slot, learn_names, name_of
 from .site import Findings, Rejection, Site
 
 
@@ -53,9 +54,12 @@ class SiteExplained:
 
 @dataclass(frozen=True)
 class GraphExplained:
-    """One graph that Dynamo captured and that has something to differentiate.
+    """One call of a graph that Dynamo captured and that has something to differentiate.
+
+    After a graph break layers that are alike share a graph, which the forward then calls once for each.
 
     Attributes:
+        number: of the graph, in the order in which they were captured.
         sites: those that are gated, in the order of the forward.
         rejections: what trains and is not gated.
         backward: FLOPs of the backward with every gate open.
@@ -63,6 +67,7 @@ class GraphExplained:
         uncounted: operators of the backward that no formula covers, and how often they occur.
     """
 
+    number: int
     sites: tuple[SiteExplained, ...]
     rejections: tuple[Rejection, ...]
     backward: int
@@ -75,7 +80,7 @@ class Explanation:
     """What :func:`explain` found; ``str()`` gives tables.
 
     Attributes:
-        graphs: the graphs with something to differentiate, in the order in which they were captured.
+        graphs: the graphs with something to differentiate, in the order in which the forward calls them.
         captured: number of all graphs.
         breaks: the reasons for which Dynamo began a new graph, and how often.
         scope: the scope of the gates.
@@ -104,7 +109,7 @@ class Explanation:
         return json.dumps(fields, indent=2)
 
     def __str__(self) -> str:
-        parts = [_graph_text(number, graph, len(self.graphs)) for number, graph in enumerate(self.graphs)]
+        parts = [_graph_text(graph, len(self.graphs)) for graph in self.graphs]
         return "\n\n".join([*parts, _totals_text(self)])
 
 
@@ -128,52 +133,65 @@ def explain(model: nn.Module, *args: Any, options: dict[str, Any] | None = None,
     config = SkipLoraConfig.from_options(options)
     if not isinstance(model, nn.Module):
         raise UsageError(f"explain needs a model, a torch.nn.Module, got {type(model).__name__}")
-    recorder = _Recorder(config.scope)
+    model = unwrap_compiled(model)
+    learn_names(model)
+    recorder = _Recorder(config.scope, model)
     try:
         with torch.enable_grad(), torch.random.fork_rng():
-            capture_graphs(unwrap_compiled(model), recorder, args, kwargs)
+            capture_graphs(model, recorder, args, kwargs)
     except Exception as error:
         raise UsageError(
             f"explain: {type(model).__name__} does not run on these inputs: {reason_of(error)}. Call "
             "explain(model, *args, **kwargs) with what the model is called with in training, labels included."
         ) from error
-    graphs = tuple(graph.explained() for graph in recorder.graphs if graph.findings is not None and graph.trains)
-    return Explanation(graphs, len(recorder.graphs), dict(recorder.breaks), config.scope)
+    return Explanation(_graphs(recorder), len(recorder.graphs), dict(recorder.breaks), config.scope)
+
+
+def _graphs(recorder: _Recorder) -> tuple[GraphExplained, ...]:
+    """Explain each call; the cases are over the sites of all of them, in the order of the forward."""
+    calls = [(number, names) for number, names in recorder.calls if recorder.graphs[number].trains]
+    cases = _cases(sum(len(names) for _, names in calls))
+    explained, begin = [], 0
+    for number, names in calls:
+        end = begin + len(names)
+        masks = {case: opens[begin:end] for case, opens in cases.items()}
+        explained.append(recorder.graphs[number].explained(number, names, masks))
+        begin = end
+    return tuple(explained)
 
 
 @dataclass
 class _Recorded:
     """One graph while it is captured."""
 
-    findings: Findings | None = None
+    findings: Findings
     trains: bool = False
     counted: Flops = field(default_factory=lambda: Flops({}, {}))
     regions: list[tuple[frozenset[int], int]] = field(default_factory=list)
 
-    def explained(self) -> GraphExplained:
-        assert self.findings is not None
+    def explained(self, number: int, names: Sequence[str], cases: dict[str, list[bool]]) -> GraphExplained:
+        """Return what one call comes to: its sites' names, and decisions, True where open, in each of some cases."""
         sites = self.findings.sites
-        number = len(sites)
-        alone = [[other != site for other in range(number)] for site in range(number)]
-        prefixes = [[other >= length for other in range(number)] for length in range(number + 1)]
-        cases = _cases(number)
+        many = len(sites)
+        alone = [[other != site for other in range(many)] for site in range(many)]
+        prefixes = [[other >= length for other in range(many)] for length in range(many + 1)]
         every = self.counted.under([*alone, *prefixes, *cases.values()])
-        without, truncated, left = every[:number], every[number : 2 * number + 1], every[2 * number + 1 :]
+        without, truncated, left = every[:many], every[many : 2 * many + 1], every[2 * many + 1 :]
         total = self.counted.total
         explained = tuple(
-            self._site(site, total - without[site.index], truncated[site.index] - truncated[site.index + 1])
-            for site in sites
+            self._site(site, name, total - without[site.index], truncated[site.index] - truncated[site.index + 1])
+            for site, name in zip(sites, names, strict=True)
         )
         cases_left = dict(zip(cases, left, strict=True))
-        return GraphExplained(explained, self.findings.rejections, total, cases_left, dict(self.counted.uncounted))
+        return GraphExplained(
+            number, explained, self.findings.rejections, total, cases_left, dict(self.counted.uncounted)
+        )
 
-    def _site(self, site: Site, saves: int, adds: int) -> SiteExplained:
+    def _site(self, site: Site, name: str, saves: int, adds: int) -> SiteExplained:
         value = value_of(site.delta)
         mine = [products for sites, products in self.regions if site.index in sites]
         shape, dtype = tuple(map(int, value.shape)), str(value.dtype).removeprefix("torch.")
-        return SiteExplained(
-            site.name, site.adapter, site.kind, site.rank, shape, dtype, saves, adds, len(mine), sum(mine)
-        )
+        return SiteExplained(name, site.adapter, site.kind, site.rank, shape, dtype, saves, adds, len(mine), sum(mine))
 
 
 def _cases(sites: int) -> dict[str, list[bool]]:
@@ -191,44 +209,74 @@ def _cases(sites: int) -> dict[str, list[bool]]:
 
 
 class _Recorder:
-    """A backend that runs the passes on each graph, keeps what they say, and runs the forward as it is."""
+    """A backend that runs the passes on each graph, keeps what they say, and runs the forward as it is.
 
-    def __init__(self, scope: str) -> None:
+    Attributes:
+        graphs: those captured so far.
+        calls: which of them the forward called, in order, and the names of the sites in each call.
+        breaks: why Dynamo ended a graph, and how often.
+    """
+
+    def __init__(self, scope: str, model: nn.Module) -> None:
         self._scope = scope
+        self._paths = {module: path for path, module in model.named_modules()}
         self.graphs: list[_Recorded] = []
+        self.calls: list[tuple[int, tuple[str, ...]]] = []
         self.breaks: Counter[str] = Counter()
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        run = self._record(gm, inputs)
+        pipeline = Pipeline(self._scope)
+        findings = self._named_from_outside(pipeline.rewrite_dynamo(gm), traced_module(gm))
+        recorded = _Recorded(findings)
+        run = self._compile(pipeline, recorded, gm, inputs)
+        number, slots = len(self.graphs), self._slots(pipeline, findings)
+        self.graphs.append(recorded)  # only now, as AOTAutograd may have Dynamo begin again
         reason = break_after(gm)
         if reason is not None:
             self.breaks[reason.strip().splitlines()[0]] += 1
-        return run
 
-    def _record(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        recorded = _Recorded()
-        pipeline = Pipeline(self._scope)
-        recorded.findings = pipeline.rewrite_dynamo(gm)
-        number = len(recorded.findings.sites)
+        def call(*args: Any) -> Any:
+            self.calls.append((number, tuple(name_of(args[slot.position], slot) for slot in slots)))
+            return run(*args)
+
+        return call
+
+    def _named_from_outside(self, findings: Findings, traced: nn.Module | None) -> Findings:
+        """Name what is rejected by its path in the model, where Dynamo has compiled a part of that by itself."""
+        path = self._paths.get(traced, "") if traced is not None else ""
+        if not path:
+            return findings
+        return replace(
+            findings, rejections=tuple(replace(miss, name=f"{path}.{miss.name}") for miss in findings.rejections)
+        )
+
+    @staticmethod
+    def _slots(pipeline: Pipeline, findings: Findings) -> list[Slot]:
+        assert pipeline.searched is not None
+        inputs = pipeline.searched.graph.find_nodes(op="placeholder")
+        return [Slot.of(site, inputs.index(site.key)) for site in findings.sites]
+
+    @staticmethod
+    def _compile(
+        pipeline: Pipeline, recorded: _Recorded, gm: fx.GraphModule, inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        sites = len(recorded.findings.sites)
 
         def partitioned(joint: fx.Graph, backward: Callable[[], fx.Graph]) -> None:
             pipeline.rewrite_joint(joint)
             graph = backward()
-            recorded.trains, recorded.counted = True, flops(graph, number)
-            if number:
-                found = find_regions(graph, analysis := liveness(graph, number))
+            recorded.trains, recorded.counted = True, flops(graph, sites)
+            if sites:
+                found = find_regions(graph, analysis := liveness(graph, sites))
                 recorded.regions = [
                     (analysis.conditions.support(region.condition), sum(map(_is_product, region.nodes)))
                     for region in found.regions
                 ]
 
         if pipeline.gated is None:
-            run = compile_ahead(gm, inputs, partitioned)
-            self.graphs.append(recorded)
-            return run
-        thresholds = torch.zeros(number, device=_device(inputs))
+            return compile_ahead(gm, inputs, partitioned)
+        thresholds = torch.zeros(sites, device=_device(inputs))
         compiled = compile_ahead(pipeline.gated.gm, [*inputs, static_fake(thresholds, inputs)], partitioned)
-        self.graphs.append(recorded)
         return lambda *args: list(compiled(*args, thresholds))[:-2]
 
 
@@ -241,8 +289,9 @@ def _is_product(node: fx.Node) -> bool:
     return packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
-def _graph_text(number: int, graph: GraphExplained, graphs: int) -> str:
-    lines = [f"Graph {number}: {len(graph.sites)} gated, {_amount(graph.backward)}FLOPs backward"] if graphs > 1 else []
+def _graph_text(graph: GraphExplained, graphs: int) -> str:
+    head = f"Graph {graph.number}: {len(graph.sites)} gated, {_amount(graph.backward)}FLOPs backward"
+    lines = [head] if graphs > 1 else []
     if graph.sites:
         lines.append(tabulate(_site_rows(graph), headers=_HEADERS, colalign=_ALIGNMENT))
     if graph.rejections:
@@ -259,7 +308,7 @@ _ALIGNMENT = ("left", "left", "right", "left", "left", "right", "right", "right"
 def _site_rows(graph: GraphExplained) -> list[list[str]]:
     return [
         [
-            site.name + (f" [{site.adapter}]" if site.adapter not in ("", "default") else ""),
+            (site.name or "(the model)") + (f" [{site.adapter}]" if site.adapter not in ("", "default") else ""),
             site.kind,
             str(site.rank),
             "×".join(map(str, site.shape)),

@@ -20,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ._torch_compat import is_constant_name, unwrap_compiled
 from .config import SkipLoraConfig, checked_threshold, match_sites
 from .errors import UsageError
+from .site import Site
 
 _PENDING_LIMIT = 1024
 """Backwards whose ratios may wait on the device before they are read."""
@@ -42,6 +43,11 @@ class Slot:
     depth: int
     adapter: str
     rank: int
+
+    @classmethod
+    def of(cls, site: Site, position: int) -> Slot:
+        """Return the slot of a site whose key is the input at ``position``."""
+        return cls(position, site.name, site.key_depth, site.adapter, site.rank)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,44 @@ def test_graph_breaks_are_counted_and_named() -> None:
     assert sum(len(graph.sites) for graph in found.graphs) == 1
 
 
+class Broken(nn.Module):
+    """Layers that Dynamo compiles one by one, the second and the third as one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Linear() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            torch._dynamo.graph_break()
+            x = layer(x).sin()
+        return x
+
+
+def test_a_graph_that_is_called_for_several_layers() -> None:
+    found = skiplora_fx.explain(Broken(), batch())
+    first, second, third = found.graphs
+    assert [site.name for graph in found.graphs for site in graph.sites] == ["layers.0", "layers.1", "layers.2"]
+    assert first.number != second.number == third.number
+    assert found.backward == first.backward + 2 * second.backward
+    # "The first half" of three is the first: nothing of it is left, and nothing of the others is saved.
+    assert found.best_cases()["the first half skipped"] == first.backward / found.backward
+
+
+def test_what_is_rejected_is_named_from_the_whole_model() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Broken()
+            self.inner.layers[1].base.requires_grad_(True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    _, second, _ = skiplora_fx.explain(Outer(), batch()).graphs
+    assert {miss.name for miss in second.rejections} == {"inner.layers.1.base.weight", "inner.layers.1.base.bias"}
+
+
 def test_checkpointed_layers() -> None:
     (graph,) = skiplora_fx.explain(Checkpointed(), batch().requires_grad_()).graphs
     assert [site.name for site in graph.sites] == ["layers.0", "layers.1"]
