@@ -15,6 +15,7 @@ from torch import fx
 from ..site import Findings, Site
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
+from .flops import Flops, flops
 from .fold_gates import FoldedGates, check_consumed, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
@@ -87,16 +88,22 @@ class Pipeline:
         searched: the graph that was searched: the one given, or a copy with its fused joins split.
         gated: what ``insert_gates`` made.
         folded: what ``fold_gates`` left for the backward.
+        counts: whether to count what the backward costs.
+        flops: what it costs, if it is counted and compiled.
+        held: whether decisions are taken before the forward, as in :func:`insert_gates`.
         inputs: for each site the positions among the graph's inputs of the parameters that nothing else reads.
     """
 
     scope: str
     disabled: Collection[str] = ()
     on_pass: OnPass = _ignore
+    held: bool = False
+    counts: bool = False
     searched: fx.GraphModule | None = field(default=None, init=False)
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
     folded: FoldedGates | None = field(default=None, init=False)
+    flops: Flops | None = field(default=None, init=False)
 
     def rewrite_dynamo(self, gm: fx.GraphModule, lifted: Mapping[str, Lifted] | None = None) -> Findings:
         """Search the graph; if there are sites, gate a copy of it, which is then :attr:`gated`.
@@ -111,7 +118,7 @@ class Pipeline:
         log.debug("find_lora: %d sites\n%s", len(findings.sites), findings.describe())
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
-            self.gated = insert_gates(gm, findings.sites, self.scope)
+            self.gated = insert_gates(gm, findings.sites, self.scope, self.held)
             self.inputs = _own_inputs(gm.graph, findings.sites)
             self.on_pass("insert_gates", "dynamo", self.gated.gm.graph)
         return findings
@@ -129,11 +136,15 @@ class Pipeline:
         """Predicate a backward graph; any other graph is left as it is."""
         if self.folded is not None:
             check_consumed(graph, self.folded)
-        if "predicate_backward" in self.disabled or not any(map(is_gate, graph.nodes)):
+        if not any(map(is_gate, graph.nodes)):
             return
         assert self.gated is not None
         self.on_pass("backward", "backward", graph)
         analysis = liveness(graph, len(self.gated.sites))
+        if self.counts:
+            self.flops = flops(graph, analysis)
+        if "predicate_backward" in self.disabled:
+            return
         found = find_regions(graph, analysis)
         log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
         predicate_backward(graph, analysis, found)

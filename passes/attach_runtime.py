@@ -21,8 +21,8 @@ class RuntimeCalls:
     """The functions that a graph calls while it runs; each takes the runtime, a module, first.
 
     Attributes:
-        thresholds: ``(runtime, keys, inputs) -> float32 [n]``, with the parameter that identifies each site, and what
-            the graph is called with.
+        thresholds: ``(runtime, trained, inputs) -> float32 [n]``, with what the sites train, and whatever else the
+            graph is called with.
         gate: ``(runtime, x, open, sites, copy) -> x``, the conditional detach.
         truncate: ``(runtime, x, sites, copy) -> x``, which stops a gradient that is of use to none of ``sites``.
         record: ``(runtime, ratios, opens) -> None``, at the end of a forward.
@@ -71,12 +71,12 @@ def _read_thresholds(
 ) -> None:
     with graph.inserting_before(reference.next):
         held: dict[Any, fx.Node] = {}
-        for key in gated.keys:  # where the graph holds a parameter itself, it may read it only later
-            if key.op == "get_attr" and key.target not in held:
-                held[key.target] = graph.get_attr(str(key.target))
-        keys = [held.get(key.target, key) for key in gated.keys]
-        inputs = [node for node in graph.find_nodes(op="placeholder") if node not in (thresholds, *gated.keys)]
-        read = graph.call_function(calls.thresholds, (reference, keys, inputs))
+        for node in gated.trained:  # where the graph holds a parameter itself, it may read it only later
+            if node.op == "get_attr" and node.target not in held:
+                held[node.target] = graph.get_attr(str(node.target))
+        trained = [held.get(node.target, node) for node in gated.trained]
+        inputs = [node for node in graph.find_nodes(op="placeholder") if node not in (thresholds, *gated.trained)]
+        read = graph.call_function(calls.thresholds, (reference, trained, inputs))
     thresholds.replace_all_uses_with(read)
     graph.erase_node(thresholds)
 

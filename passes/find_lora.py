@@ -208,6 +208,7 @@ class _Search:
             chain=found.chain,
             last=found.last,
             parameters=parameters,
+            trained=trained,
             own=own,
             key=key,
             key_depth=len(owner.path.split(".")) - parts if owner.named else 0,

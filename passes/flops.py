@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from ..gate import EVALUATE_CONDITIONS
 from . import operators
 from .conditions import Condition, flatten
-from .liveness import is_gate, liveness
+from .liveness import Liveness, is_gate
 
 aten = torch.ops.aten
 
@@ -30,36 +30,37 @@ class Flops:
     """FLOPs of a backward, by what they wait for.
 
     Attributes:
-        conditions: for each condition under which something runs, how many.
+        table, roots: the conditions under which something runs, as ``evaluate_conditions`` takes them.
+        costs: for each condition how many run under it.
         uncounted: operators that no formula covers, by name, and how often they occur. Views and what touches
             each element once are not listed.
     """
 
-    conditions: Mapping[Condition, int]
+    table: str
+    roots: str
+    costs: tuple[int, ...]
     uncounted: Mapping[str, int]
 
     @property
     def total(self) -> int:
         """The FLOPs of a backward with every gate open."""
-        return sum(self.conditions.values())
+        return sum(self.costs)
 
     def under(self, decisions: Sequence[Sequence[bool]]) -> list[int]:
         """Return the FLOPs that run under each of several sets of decisions, True where open."""
-        table, roots = flatten(list(self.conditions))
-        costs = torch.tensor(list(self.conditions.values()), dtype=torch.int64)
-        masks = (EVALUATE_CONDITIONS(torch.tensor(opens), table, roots) for opens in decisions)
+        costs = torch.tensor(self.costs, dtype=torch.int64)
+        masks = (EVALUATE_CONDITIONS(torch.tensor(opens), self.table, self.roots) for opens in decisions)
         return [int(costs[mask].sum()) for mask in masks]
 
 
-def flops(graph: fx.Graph, sites: int) -> Flops:
-    """Count the FLOPs of each node of a backward by torch's own formulas, and find when it has to run.
+def flops(graph: fx.Graph, analysis: Liveness) -> Flops:
+    """Count the FLOPs of each node of a backward by torch's own formulas, and when each has to run.
 
     In:
-        A partitioned backward graph, its gates still in it; the number of sites. It is not changed.
+        A partitioned backward graph, its gates still in it, and its :func:`liveness`. It is not changed.
     Out:
         :class:`Flops`. A multiplication and an addition count as two.
     """
-    analysis = liveness(graph, sites)
     by_condition: Counter[Condition] = Counter()
     uncounted: Counter[str] = Counter()
     for node in graph.nodes:
@@ -70,7 +71,8 @@ def flops(graph: fx.Graph, sites: int) -> Flops:
             by_condition[analysis.live[node]] += _count(formula, node)
         elif not _is_cheap(node):
             uncounted[operators.name_of(node)] += 1
-    return Flops(dict(by_condition), dict(uncounted.most_common()))
+    table, roots = flatten(list(by_condition))
+    return Flops(table, roots, tuple(by_condition.values()), dict(uncounted.most_common()))
 
 
 def _formula(node: fx.Node) -> Any:

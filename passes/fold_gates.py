@@ -11,7 +11,7 @@ from torch import fx
 
 from .._torch_compat import save_not_recompute
 from ..errors import InternalError
-from ..gate import DECIDE, GATE, GATE_BACKWARD
+from ..gate import DECIDE, GATE, GATE_BACKWARD, HOLD
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
         each site the positions of its own parameters among the graph's inputs: those that nothing else reads.
     Out:
         The same graph, edited. No ``gate`` is left, so the forward makes no copy. Each
-        ``gate_backward(grad, opens, sites)`` reads one vector, ``opens = ~(ratios < thresholds)``, which the
-        partitioner is told to save: recomputing it would compute every ratio again in the backward.
+        ``gate_backward(grad, opens, sites)`` reads one vector, ``opens = ~(ratios < thresholds)``, or
+        ``thresholds == 0`` where decisions were taken before the forward. The partitioner is told to save it:
+        recomputing it would compute every ratio again in the backward.
     Terms:
         *twin*: the ``gate_backward`` that autograd wrote for a ``gate``. A gate has none only where no
         gradient reaches its adapter at all, because the loss does not depend on it.
@@ -73,19 +74,28 @@ def _nodes(graph: fx.Graph, target: object) -> list[fx.Node]:
 
 
 def _fold_decisions(graph: fx.Graph) -> fx.Node:
-    found = _nodes(graph, DECIDE)
+    found = [*_nodes(graph, DECIDE), *_nodes(graph, HOLD)]
     if len(found) != 1:
-        raise InternalError(f"expected one skiplora.decide in the joint graph, found {len(found)}")
+        raise InternalError(f"expected one skiplora.decide or hold in the joint graph, found {len(found)}")
     (decide,) = found
     with graph.inserting_before(decide):
-        below = graph.call_function(torch.ops.aten.lt.Tensor, decide.args)
-        opens = graph.call_function(torch.ops.aten.logical_not.default, (below,))
-    for node in (below, opens):
-        node.meta = dict(decide.meta)
+        opens = _decisions(graph, decide)
     save_not_recompute(opens)
     decide.replace_all_uses_with(opens)
     graph.erase_node(decide)
     return opens
+
+
+def _decisions(graph: fx.Graph, decide: fx.Node) -> fx.Node:
+    """Write the decisions in operators that Inductor fuses."""
+    if decide.target is HOLD:
+        written = [graph.call_function(torch.ops.aten.eq.Scalar, (decide.args[0], 0))]
+    else:
+        written = [graph.call_function(torch.ops.aten.lt.Tensor, decide.args)]
+        written.append(graph.call_function(torch.ops.aten.logical_not.default, (written[0],)))
+    for node in written:
+        node.meta = dict(decide.meta)
+    return written[-1]
 
 
 def _fold_forward(gate: fx.Node) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import fx
 
 from .._torch_compat import set_placeholder_source
 from ..errors import InternalError
-from ..gate import DECIDE, GATE
+from ..gate import DECIDE, GATE, HOLD
 from ..site import Site
 from .copying import GraphCopy
 from .dataflow import value_of
@@ -29,16 +29,16 @@ class GatedGraph:
             the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n]``, True where open.
         sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
         gates: for each gate in the graph the indices of its sites.
-        keys: for each site the node of ``gm`` that holds the parameter by which it is known.
+        trained: the nodes of ``gm`` that hold what any site trains, each once.
     """
 
     gm: fx.GraphModule
     sites: tuple[Site, ...]
     gates: tuple[tuple[int, ...], ...]
-    keys: tuple[fx.Node, ...] = ()
+    trained: tuple[fx.Node, ...] = ()
 
 
-def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> GatedGraph:
+def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bool = False) -> GatedGraph:
     """Gate each site of a copy of the graph.
 
     In:
@@ -50,19 +50,22 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str) -> Gated
         *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
         from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
         gates Δh; ``"layer"`` gates h + Δh. Where adapters are chained on a layer, the layer scope gates each
-        Δh by its own decision, and the layer while any of them is open.
+        Δh by its own decision, and the layer while any of them is open. *held*: decisions are taken before the
+        forward. Then each threshold is 0, for open, or infinite, ratios are measured but decide nothing, and
+        the thresholds are on the CPU, and so are the decisions.
 
     Raises:
         InternalError: a checkpoint body does not return a tuple.
     """
     copy = GraphCopy.of(gm)
     thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
-    writer = _Writer(scope)
+    writer = _Writer(scope, held)
     norms = writer.write(copy, tuple(sites), thresholds, depth=0)
-    _add_outputs(copy.gm.graph, norms, thresholds)
+    _add_outputs(copy.gm.graph, norms, thresholds, held)
     copy.gm.graph.lint()
     copy.gm.recompile()
-    return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates), tuple(copy.nodes[site.key] for site in sites))
+    trained = dict.fromkeys(copy.nodes[node] for site in sites for node in site.trained)
+    return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates), tuple(trained))
 
 
 class _Norms(NamedTuple):
@@ -75,8 +78,9 @@ class _Norms(NamedTuple):
 class _Writer:
     """Writes gates into one graph and its bodies, and remembers which."""
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, held: bool) -> None:
         self._scope = scope
+        self._held = held
         self.gates: list[tuple[int, ...]] = []
 
     def write(self, copy: GraphCopy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
@@ -90,7 +94,7 @@ class _Writer:
                 continue
             for site in group:
                 norms.append(_write_norms(copy, site, known))
-                opens[site.index] = _write_decision(copy, site, norms[-1], thresholds)
+                opens[site.index] = _write_decision(copy, site, None if self._held else norms[-1], thresholds)
                 self._write_gates(copy, site, opens)
         return norms
 
@@ -164,10 +168,12 @@ def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return graph.call_function(torch.linalg.vector_norm, (detached,), {"dtype": torch.float32})
 
 
-def _write_decision(copy: GraphCopy, site: Site, norms: _Norms, thresholds: fx.Node) -> fx.Node:
+def _write_decision(copy: GraphCopy, site: Site, norms: _Norms | None, thresholds: fx.Node) -> fx.Node:
     graph = copy.gm.graph
     with graph.inserting_before(copy.nodes[site.join]):
         threshold = _call(graph, operator.getitem, thresholds, site.index)
+        if norms is None:
+            return _call(graph, torch.eq, threshold, 0)
         return _call(graph, torch.logical_not, _call(graph, torch.lt, _write_ratio(graph, norms), threshold))
 
 
@@ -179,12 +185,12 @@ def _add_input(graph: fx.Graph, name: str) -> fx.Node:
     return node
 
 
-def _add_outputs(graph: fx.Graph, norms: list[_Norms], thresholds: fx.Node) -> None:
+def _add_outputs(graph: fx.Graph, norms: list[_Norms], thresholds: fx.Node, held: bool) -> None:
     output = graph.output_node()
     with graph.inserting_before(output):
         # Once more for all sites at once: a gate's own scalars are gone as soon as it is folded.
         ratios = _write_ratio(graph, _write_stacked(graph, norms))
-        decisions = _call(graph, DECIDE, ratios, thresholds)
+        decisions = _call(graph, HOLD, thresholds) if held else _call(graph, DECIDE, ratios, thresholds)
     results = output.args[0]
     assert isinstance(results, (tuple, list))
     output.args = ((*results, ratios, decisions),)

@@ -9,9 +9,10 @@ from .attach import attach
 from .config import SkipLoraConfig
 from .errors import ConfigError, InternalError, SkipLoraError, UsageError
 from .explain import Explanation, explain
+from .live import set_threshold, sites
+from .live_site import SiteState
 from .nothing_found import NoLoRAWarning
 from .report import report
-from .runtime import SiteState, set_threshold, sites
 
 __all__ = [
     "ConfigError",

@@ -34,6 +34,7 @@ __all__ = [
     "dynamo_counters",
     "fake_propagate",
     "flatten_inputs",
+    "foreach_norm",
     "get_hash_for_files",
     "global_inductor_option",
     "has_hooks",
@@ -169,6 +170,11 @@ def global_inductor_option(name: str) -> Any:
     from torch._inductor import config
 
     return getattr(config, name)
+
+
+def foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the L2 norm of each tensor, 0-d, with as few kernels as torch's own gradient clipping launches."""
+    return list(torch._foreach_norm(list(tensors)))  # get_total_norm, the public function over it, gives only their sum
 
 
 def fake_propagate(gm: fx.GraphModule, inputs: Sequence[Any]) -> None:

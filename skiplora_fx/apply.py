@@ -14,6 +14,7 @@ from ._torch_compat import fake_propagate, flatten_inputs, has_hooks, has_pytree
 from .config import SkipLoraConfig
 from .eager import CALLS, GateRuntime
 from .errors import ConfigError, UsageError, reason_of
+from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .passes.attach_runtime import attach_runtime
@@ -21,7 +22,7 @@ from .passes.copying import GraphCopy
 from .passes.dataflow import value_of
 from .passes.insert_truncations import insert_truncations
 from .passes.parameters import Lifted
-from .runtime import Slot, learn_names
+from .registry import learn_names
 from .site import Findings
 
 
@@ -59,7 +60,7 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     lifted, inputs = _lifted(gm, example_inputs)
 
     original_output = _wrap_output(gm.graph)
-    pipeline = Pipeline(config.scope, config.disable_passes)
+    pipeline = Pipeline(config.scope, config.disable_passes, held=config.decision == "previous")
     findings = pipeline.rewrite_dynamo(gm, lifted)
     if pipeline.gated is None:
         if not findings.sites:
@@ -67,7 +68,9 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
         gm.graph.output_node().args = (original_output,)
         gm.recompile()
         return gm
-    runtime = GateRuntime([Slot.of(site, site.index) for site in findings.sites], config)
+    trained = list(dict.fromkeys(node for site in findings.sites for node in site.trained))
+    carried = {node: position for position, node in enumerate(trained)}
+    runtime = GateRuntime([Slot.of(site, carried) for site in findings.sites], config)
     gated = attach_runtime(pipeline.gated, runtime, CALLS, original.graph)
     insert_truncations(gated, lifted, CALLS.gate, CALLS.truncate)
     gated.train(original.training)
@@ -223,12 +226,12 @@ def _bind(
     """Make the sites known now, where their parameters are, so that thresholds can be set before the first call."""
     learn_names(gm)
     config.check_globs([site.name for site in findings.sites])
-    keys = [
-        inputs.get(site.key.name) if site.key.op == "placeholder" else _attribute(gm, str(site.key.target))
-        for site in findings.sites
+    trained = [
+        inputs.get(node.name) if node.op == "placeholder" else _attribute(gm, str(node.target))
+        for node in dict.fromkeys(node for site in findings.sites for node in site.trained)
     ]
-    if all(isinstance(key, Tensor) for key in keys):
-        runtime.bind([key for key in keys if key is not None])
+    if all(isinstance(parameter, Tensor) for parameter in trained):
+        runtime.bind([parameter for parameter in trained if parameter is not None])
 
 
 def _attribute(gm: nn.Module, path: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import gate, passes, runtime
+from . import gate, passes
 from ._torch_compat import (
     CustomGraphPass,
     compile_with_inductor,
@@ -26,8 +26,13 @@ from ._torch_compat import (
     traced_module,
 )
 from .config import SkipLoraConfig
+from .live import has_states
+from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
+from .policy import make_policy, needs
+from .registry import controller_of, learn_names, name_of
+from .runtime import GatedGraph
 from .site import Findings
 
 log = logging.getLogger(__name__)
@@ -59,7 +64,8 @@ def skiplora(
     if not torch.is_grad_enabled():
         return compile_with_inductor(gm, example_inputs, inductor)
 
-    pipeline = Pipeline(config.scope, config.disable_passes, _trace)
+    counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
+    pipeline = Pipeline(config.scope, config.disable_passes, _trace, config.decision == "previous", counts)
     findings = pipeline.rewrite_dynamo(gm)
     root = traced_module(gm)
     if pipeline.gated is None:
@@ -70,23 +76,22 @@ def skiplora(
     assert pipeline.searched is not None
     slots = _slots(pipeline.searched, findings)
     _check_globs(config, slots, example_inputs, root)
-    device = example_inputs[slots[0].position].device
+    device = torch.device("cpu") if pipeline.held else example_inputs[slots[0].position].device
     thresholds = static_fake(torch.zeros(len(slots), device=device), example_inputs)
     compiled = compile_with_inductor(
         pipeline.gated.gm, [*example_inputs, thresholds], _with_hooks(inductor, pipeline, config)
     )
-    return runtime.GatedGraph(compiled, slots, config, _adapted_layer(root, slots[0]))
+    controller = controller_of(_enclosing_module(root) if root is not None else None, config)
+    return GatedGraph(compiled, slots, controller, _adapted_layer(root, slots[0]), lambda: pipeline.flops)
 
 
-def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[runtime.Slot, ...]:
+def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
     """Return where the runtime finds each site in a call's arguments."""
     positions = {node: position for position, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
-    return tuple(runtime.Slot.of(site, positions[site.key]) for site in findings.sites)
+    return tuple(Slot.of(site, positions) for site in findings.sites)
 
 
-def _check_globs(
-    config: SkipLoraConfig, slots: Sequence[runtime.Slot], inputs: Sequence[Any], root: nn.Module | None
-) -> None:
+def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence[Any], root: nn.Module | None) -> None:
     """Raise if a glob of the thresholds matches no site.
 
     Where other graphs may hold other sites, a glob is taken to be right if it matches a module in which
@@ -94,10 +99,10 @@ def _check_globs(
     """
     model = _enclosing_module(root) if root is not None else None
     if model is not None:
-        runtime.learn_names(model)
+        learn_names(model)
     if not isinstance(config.threshold, Mapping):
         return
-    names = [runtime.name_of(inputs[slot.position], slot) for slot in slots]
+    names = [name_of(inputs[slot.position], slot) for slot in slots]
     if model is not None and (model is not root or not _holds_all_trained(model, inputs)):
         names += _names_of_what_trains(model)
     config.check_globs(names)
@@ -133,7 +138,7 @@ def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
     return all(id(parameter) in given for parameter in root.parameters() if parameter.requires_grad)
 
 
-def _adapted_layer(root: nn.Module | None, slot: runtime.Slot) -> nn.Module | None:
+def _adapted_layer(root: nn.Module | None, slot: Slot) -> nn.Module | None:
     """Return the adapted layer, or ``root`` itself if it has nothing of that name."""
     if root is None:
         return None
@@ -151,7 +156,7 @@ def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None
 
     A graph in which nothing trains says nothing: a graph break may have left the adapters to another one.
     """
-    if not findings.rejections or (root is not None and (root in _warned or runtime.has_states(root))):
+    if not findings.rejections or (root is not None and (root in _warned or has_states(root))):
         return
     if root is not None:
         _warned.add(root)
@@ -160,11 +165,14 @@ def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None
 
 def _with_hooks(inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraConfig) -> dict[str, Any]:
     """Return Inductor's options with the pipeline before whatever passes the user put in the same places."""
-    key = repr((config, pipeline.gated and pipeline.gated.gates))
+    # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
+    key = repr((config.scope, config.decision, config.disable_passes, pipeline.gated and pipeline.gated.gates))
     hooks = {
         "joint_custom_pre_pass": _Hook(pipeline.rewrite_joint, key),
         "post_grad_custom_pre_pass": _Hook(pipeline.rewrite_backward, key),
     }
+    if pipeline.counts:
+        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache is not counted
     return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
 
 

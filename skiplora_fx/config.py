@@ -11,12 +11,12 @@ from typing import Any
 
 from ._torch_compat import is_inductor_option
 from .errors import ConfigError
+from .policy import make_policy
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "scope": ("adapter", "layer"),
-    "policy": ("threshold",),
-    "decision": ("current",),
-    "skipped_grad": ("zero",),
+    "decision": ("current", "previous"),
+    "skipped_grad": ("zero", "none"),
 }
 """The options that take one of a few words."""
 
@@ -33,13 +33,22 @@ class SkipLoraConfig:
             A float for all sites, or ``{glob over site names: float}`` of which the first match wins; a
             site that no glob matches is never skipped.
         scope: what a shut gate detaches: ``"adapter"`` Δh, ``"layer"`` the whole adapted layer h + Δh.
-        policy: who decides. ``"threshold"`` is the paper's rule.
+        policy: who decides: a name of :data:`~skiplora_fx.policy.POLICIES`, or an object with a method ``decide``, see
+            :class:`~skiplora_fx.policy.Policy`. ``"threshold"`` is the paper's rule. An object serves one model.
+        policy_kwargs: options of a policy that is given by name.
         warmup_steps: steps for which every gate stays open, counted from the first. With B = 0 at
             initialisation every M is 0, so without a warm-up no adapter would ever begin to learn.
         probe_every: after the warm-up every gate is open for one step in this many, so that an adapter
             whose ratio lies below τ still moves now and then. 0 turns probing off.
-        decision: which M decides this step's backward; ``"current"`` is that of this step's forward.
-        skipped_grad: what ``.grad`` of a skipped parameter holds; ``"zero"`` is the paper's.
+        min_active: number of sites that are open in any step, whatever the policy says: those of largest mean M. 0
+            lets a policy shut everything.
+        decision: which M decides a backward. ``"current"`` is that of its own forward. ``"previous"`` is the last one
+            known before the step: what is decided then holds for the whole step, all micro-batches alike, and no
+            decision waits for a device.
+        skipped_grad: what ``.grad`` of a skipped parameter holds at the optimizer's step. ``"zero"`` is the paper's:
+            zeros, with which an optimizer's momentum and weight decay still move it. ``"none"``: None, if its gate
+            was shut in every backward of the step, and the optimizer leaves it alone. Needs
+            :func:`~skiplora_fx.attach`.
         disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.
         inductor: every other key, handed to Inductor as it is.
 
@@ -49,9 +58,11 @@ class SkipLoraConfig:
 
     threshold: float | Mapping[str, float] = 0.05
     scope: str = "adapter"
-    policy: str = "threshold"
+    policy: Any = "threshold"
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     warmup_steps: int = 100
     probe_every: int = 50
+    min_active: int = 0
     decision: str = "current"
     skipped_grad: str = "zero"
     disable_passes: tuple[str, ...] = ()
@@ -62,8 +73,11 @@ class SkipLoraConfig:
         object.__setattr__(self, "disable_passes", _checked_passes(self.disable_passes))
         for name in CHOICES:
             _check_choice(name, getattr(self, name))
-        for name in ("warmup_steps", "probe_every"):
+        for name in ("warmup_steps", "probe_every", "min_active"):
             _check_count(name, getattr(self, name))
+        if not isinstance(self.policy_kwargs, Mapping):
+            raise ConfigError(f"policy_kwargs must be a dict of options, got {self.policy_kwargs!r}")
+        make_policy(self.policy, self.policy_kwargs)  # what is wrong with it should show here
         for name in self.inductor:
             _check_inductor_key(name)
 

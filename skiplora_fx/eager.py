@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from . import gate as _gate_operators  # noqa: F401 (registers torch.ops.skiplora)
 from ._torch_compat import has_side_effect
 from .config import SkipLoraConfig
+from .live_site import Slot
 from .passes.attach_runtime import RuntimeCalls
-from .runtime import Binding, Forward, Slot, bind, count
+from .registry import controller_of
+from .runtime import Binding, Forward, bind, count
 
 
 class GateRuntime(nn.Module):
@@ -26,14 +28,21 @@ class GateRuntime(nn.Module):
     Args:
         slots: the sites.
         config: the options they are gated by.
+
+    Attributes:
+        slots: the sites.
+        held: whether decisions are taken before the forward.
+        truncates: whether a truncation may stop a gradient in this call.
     """
 
     seen: Tensor
 
     def __init__(self, slots: Sequence[Slot], config: SkipLoraConfig) -> None:
         super().__init__()
-        self._slots = tuple(slots)
+        self.slots = tuple(slots)
+        self.held = config.decision == "previous"
         self._config = config
+        self._controller = controller_of(None, config)
         self._binding: Binding | None = None
         self._forward: Forward | None = None
         self.truncates = True
@@ -45,24 +54,30 @@ class GateRuntime(nn.Module):
         _runtimes[self.handle] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateRuntime:
-        return GateRuntime(self._slots, self._config)
+        return GateRuntime(self.slots, self._config)
 
     def __reduce__(self) -> Any:
-        return GateRuntime, (self._slots, self._config)
+        return GateRuntime, (self.slots, self._config)
 
-    def bind(self, keys: Sequence[Tensor]) -> Binding:
-        """Return the sites of ``keys``, the parameter that identifies each."""
-        if self._binding is None or not self._binding.is_current(keys):
-            self._binding = bind(keys, self._slots, self._config)
+    def bind(self, trained: Sequence[Tensor]) -> Binding:
+        """Return the sites that train ``trained``."""
+        if self._binding is None or not self._binding.is_current(trained):
+            self._binding = bind(trained, self.slots, self._controller)
+        return self._binding
+
+    @property
+    def binding(self) -> Binding:
+        """The sites of the last call."""
+        assert self._binding is not None
         return self._binding
 
     def gated_parameters(self) -> list[Tensor]:
         """Return the parameters that identify the sites of the last call."""
         return self._binding.keys() if self._binding is not None else []
 
-    def begin(self, keys: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
+    def begin(self, trained: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
         """Start a forward; return the thresholds."""
-        binding = self.bind(keys)
+        binding = self.bind(trained)
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
         self.truncates = not any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
         return binding.thresholds(self.training)
@@ -101,11 +116,15 @@ class _Gate(torch.autograd.Function):
         return grad if is_open else None, None, None, None
 
 
-def skiplora_thresholds(runtime: GateRuntime, keys: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
-    """Start a forward; return its thresholds, float32 ``[n]``, on the device of the first key."""
+def skiplora_thresholds(runtime: GateRuntime, trained: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
+    """Start a forward; return its thresholds, float32 ``[n]``, on the device of what it trains.
+
+    On the CPU if decisions are taken before the forward.
+    """
     if torch.compiler.is_compiling():
-        return torch.ops.skiplora.thresholds_of(list(keys), runtime.handle, runtime.training)
-    return runtime.begin(keys, inputs)
+        sites, held = len(runtime.slots), runtime.held
+        return torch.ops.skiplora.thresholds_of(list(trained), runtime.handle, sites, held, runtime.training)
+    return runtime.begin(trained, inputs)
 
 
 def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], copy: bool) -> Tensor:
@@ -139,18 +158,20 @@ def skiplora_record(runtime: GateRuntime, ratios: Tensor, opens: Tensor) -> None
 
 CALLS = RuntimeCalls(skiplora_thresholds, skiplora_gate, skiplora_truncate, skiplora_record)
 
-torch.library.define("skiplora::thresholds_of", "(Tensor[] keys, int runtime, bool training) -> Tensor")
+torch.library.define(
+    "skiplora::thresholds_of", "(Tensor[] trained, int runtime, int sites, bool held, bool training) -> Tensor"
+)
 
 
 @torch.library.impl("skiplora::thresholds_of", "CompositeExplicitAutograd")
-def thresholds_of(keys: Sequence[Tensor], runtime: int, training: bool) -> Tensor:
+def thresholds_of(trained: Sequence[Tensor], runtime: int, sites: int, held: bool, training: bool) -> Tensor:
     """Return the thresholds of a graph that was compiled after it was gated; see :class:`GateRuntime`."""
-    return _runtimes[runtime].bind(keys).thresholds(training).clone()
+    return _runtimes[runtime].bind(trained).thresholds(training).clone()
 
 
 @torch.library.register_fake("skiplora::thresholds_of")
-def _(keys: Sequence[Tensor], runtime: int, training: bool) -> Tensor:
-    return torch.empty(len(keys), dtype=torch.float32, device=keys[0].device)
+def _(trained: Sequence[Tensor], runtime: int, sites: int, held: bool, training: bool) -> Tensor:
+    return torch.empty(sites, dtype=torch.float32, device="cpu" if held else trained[0].device)
 
 
 @torch.library.custom_op("skiplora::record", mutates_args=("seen",))
@@ -160,7 +181,7 @@ def record(seen: Tensor, ratios: Tensor, opens: Tensor, runtime: int) -> None:
     That it writes to ``seen``, the number of them, keeps a compiler from leaving it out.
     """
     seen.add_(1)
-    binding = _runtimes[runtime].bind(_runtimes[runtime].gated_parameters())
+    binding = _runtimes[runtime].binding
     count(binding.forward().finish(ratios.clone(), opens.clone()))
 
 

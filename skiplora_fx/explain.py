@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from ._torch_compat import break_after, capture_graphs, compile_ahead, static_fake, traced_module, unwrap_compiled
 from .config import SkipLoraConfig
 from .errors import UsageError, reason_of
+from .live_site import Slot
 from .passes import Pipeline, find_regions, liveness
 from .passes.dataflow import value_of
 from .passes.flops import Flops, flops
-from .runtime import Slot, learn_names, name_of
+from .registry import learn_names, name_of
 from .site import Findings, Rejection, Site
 
 
@@ -166,7 +167,7 @@ class _Recorded:
 
     findings: Findings
     trains: bool = False
-    counted: Flops = field(default_factory=lambda: Flops({}, {}))
+    counted: Flops = field(default_factory=lambda: Flops("", "", (), {}))
     regions: list[tuple[frozenset[int], int]] = field(default_factory=list)
 
     def explained(self, number: int, names: Sequence[str], cases: dict[str, list[bool]]) -> GraphExplained:
@@ -254,7 +255,8 @@ class _Recorder:
     def _slots(pipeline: Pipeline, findings: Findings) -> list[Slot]:
         assert pipeline.searched is not None
         inputs = pipeline.searched.graph.find_nodes(op="placeholder")
-        return [Slot.of(site, inputs.index(site.key)) for site in findings.sites]
+        carried = {node: position for position, node in enumerate(inputs)}
+        return [Slot.of(site, carried) for site in findings.sites]
 
     @staticmethod
     def _compile(
@@ -265,9 +267,10 @@ class _Recorder:
         def partitioned(joint: fx.Graph, backward: Callable[[], fx.Graph]) -> None:
             pipeline.rewrite_joint(joint)
             graph = backward()
-            recorded.trains, recorded.counted = True, flops(graph, sites)
+            analysis = liveness(graph, sites)
+            recorded.trains, recorded.counted = True, flops(graph, analysis)
             if sites:
-                found = find_regions(graph, analysis := liveness(graph, sites))
+                found = find_regions(graph, analysis)
                 recorded.regions = [
                     (analysis.conditions.support(region.condition), sum(map(_is_product, region.nodes)))
                     for region in found.regions

@@ -1,11 +1,12 @@
 """The gate: an identity in the forward whose backward lets the gradient through, or stops it.
 
-Five operators, all functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
+Six operators, all functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
 
 ===========================  ==========================================================================
 ``gate``                     what ``insert_gates`` writes into a graph: ``x if open else x.detach()``
 ``gate_backward``            its derivative: the gradient where the gate is open, zeros where it is shut
 ``decide``                   all decisions of a graph at once, ``~(ratios < thresholds)``
+``hold``                     the same where they were taken before the forward, ``thresholds == 0``
 ``evaluate_conditions``      which regions of a predicated backward run, from those decisions
 ``carry``                    what an addition leaves when one of its sides was never computed
 ===========================  ==========================================================================
@@ -91,6 +92,21 @@ def _(ratios: Tensor, thresholds: Tensor) -> Tensor:
     return torch.empty_like(ratios, dtype=torch.bool)
 
 
+@torch.library.custom_op("skiplora::hold", mutates_args=())
+def hold(thresholds: Tensor) -> Tensor:
+    """Return ``thresholds == 0``: bool ``[n]``, True where the gate is open, whatever the ratios are.
+
+    Args:
+        thresholds: float32 ``[n]``, 0 or infinite, on the CPU: so are the decisions, and nobody waits for a device.
+    """
+    return thresholds == 0
+
+
+@hold.register_fake
+def _(thresholds: Tensor) -> Tensor:
+    return torch.empty_like(thresholds, dtype=torch.bool)
+
+
 # The two that run once for each backward, or oftener, are defined without custom_op, whose every call goes through
 # several layers of Python; and numbers travel as text, which costs nothing to hand over and is parsed once.
 torch.library.define("skiplora::evaluate_conditions", "(Tensor opens, str table, str roots) -> Tensor")
@@ -163,6 +179,7 @@ def _(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], zero
 
 GATE = torch.ops.skiplora.gate.default
 GATE_BACKWARD = torch.ops.skiplora.gate_backward.default
+HOLD = torch.ops.skiplora.hold.default
 DECIDE = torch.ops.skiplora.decide.default
 EVALUATE_CONDITIONS = torch.ops.skiplora.evaluate_conditions.default
 CARRY = torch.ops.skiplora.carry.default

@@ -7,7 +7,8 @@ import math
 from tabulate import tabulate
 from torch import nn
 
-from .runtime import SiteState, sites
+from .live import sites
+from .live_site import SiteState
 
 
 def report(model: nn.Module) -> str:

@@ -22,6 +22,7 @@ class Site:
         last: whether this is the last of that chain, so that ``join`` is the adapted layer's output.
         parameters: nodes of the *root* graph that hold the branch's parameters, as a rule A before B: placeholders,
             or ``get_attr`` where the graph holds its parameters itself.
+        trained: those of them that train.
         own: those of them that nothing outside the branch reads.
         key: the one whose run-time value identifies the site: of those that train, one that the fewest sites share.
         key_depth: how many trailing parts the key's parameter path has beyond ``name``; 0 if the path is unknown.
@@ -40,6 +41,7 @@ class Site:
     chain: int
     last: bool
     parameters: tuple[fx.Node, ...]
+    trained: tuple[fx.Node, ...]
     own: tuple[fx.Node, ...]
     key: fx.Node
     key_depth: int

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from two_layers import Broken, Two, compiled, has_gradient, skipped, step, steps_skipped
 
 import skiplora_fx
-from skiplora_fx import SiteState, runtime
+from skiplora_fx import SiteState, registry
 from skiplora_fx._torch_compat import dynamo_counters
 
 
@@ -164,15 +164,15 @@ def test_two_models_share_nothing() -> None:
 
 def test_state_goes_with_the_model() -> None:
     gc.collect()
-    before = len(runtime._registry.sites)
+    before = len(registry._registry.sites)
     model = compiled()
     step(model)
     skiplora_fx.sites(model)  # what is not read yet keeps what it is to be written to
-    assert len(runtime._registry.sites) == before + 2
+    assert len(registry._registry.sites) == before + 2
     del model
     torch._dynamo.reset()
     gc.collect()
-    assert len(runtime._registry.sites) == before
+    assert len(registry._registry.sites) == before
 
 
 def test_compiled_anew_under_other_options_a_site_starts_afresh() -> None:

@@ -15,7 +15,8 @@ from .._torch_compat import is_compiled_wrapper
 from ..attach import Attachment, attach
 from ..config import SkipLoraConfig
 from ..errors import UsageError
-from ..runtime import SiteState, sites
+from ..live import sites
+from ..live_site import SiteState
 
 
 class SkipLoraCallback(TrainerCallback):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import torch
 from aten import gate, trace
-from torch import Tensor
+from torch import Tensor, fx
 
-from skiplora_fx.passes.flops import flops
+from skiplora_fx.passes import liveness
+from skiplora_fx.passes.flops import Flops, flops
 
 SQUARE = 2 * 4**3  # a product of two matrices of 4 × 4
+
+
+def counted_flops(graph: fx.Graph) -> Flops:
+    return flops(graph, liveness(graph, 1))
 
 
 def square() -> Tensor:
@@ -20,7 +25,7 @@ def test_each_product_is_counted_under_its_condition() -> None:
         above = grad @ weight
         return above, gate(above, opens, 0) @ weight @ weight
 
-    counted = flops(trace(backward, torch.ones(1, dtype=torch.bool), square(), square()).graph, 1)
+    counted = counted_flops(trace(backward, torch.ones(1, dtype=torch.bool), square(), square()).graph)
     assert counted.total == 3 * SQUARE
     assert counted.under([[True], [False]]) == [3 * SQUARE, SQUARE]
     assert counted.uncounted == {}
@@ -30,7 +35,7 @@ def test_what_has_no_formula_is_named_and_views_are_not() -> None:
     def backward(opens: Tensor, grad: Tensor) -> Tensor:
         return gate(grad.sin().view(2, 8), opens, 0).softmax(-1).cumsum(0)
 
-    counted = flops(trace(backward, torch.ones(1, dtype=torch.bool), square()).graph, 1)
+    counted = counted_flops(trace(backward, torch.ones(1, dtype=torch.bool), square()).graph)
     assert counted.total == 0
     assert counted.uncounted == {"aten._softmax": 1, "aten.cumsum": 1}
 
@@ -40,7 +45,7 @@ def test_sizes_that_vary_are_counted_as_they_were_traced() -> None:
         return gate(grad, opens, 0) @ weight
 
     graph = trace(backward, torch.ones(1, dtype=torch.bool), torch.randn(6, 4), square(), mode="symbolic").graph
-    assert flops(graph, 1).total == 2 * 6 * 4 * 4
+    assert counted_flops(graph).total == 2 * 6 * 4 * 4
 
 
 def test_attention_on_the_cpu_counts_as_the_flash_kernel_does() -> None:
@@ -48,6 +53,6 @@ def test_attention_on_the_cpu_counts_as_the_flash_kernel_does() -> None:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(gate(q, opens, 0), k, k)[0]
 
     q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
-    counted = flops(trace(backward, torch.ones(1, dtype=torch.bool), q, k).graph, 1)
+    counted = counted_flops(trace(backward, torch.ones(1, dtype=torch.bool), q, k).graph)
     assert counted.total == 2 * 2 * (2 * 3 * 5 * 7 * 8)
     assert counted.uncounted == {}

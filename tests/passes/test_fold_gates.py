@@ -90,8 +90,8 @@ def test_one_of_each_is_right() -> None:
         pytest.param(joint(gates=2), r"in the joint graph: 2; .* surplus sites \[\(0,\)\]", id="a gate too many"),
         pytest.param(joint(twins=0), r"gates with a gradient: 1, gates in the backward: 0", id="a twin is missing"),
         pytest.param(joint(twins=2), r"gates with a gradient: 1, gates in the backward: 2", id="a twin too many"),
-        pytest.param(joint(decisions=0), r"one skiplora.decide in the joint graph, found 0", id="no decision"),
-        pytest.param(joint(decisions=2), r"one skiplora.decide in the joint graph, found 2", id="two decisions"),
+        pytest.param(joint(decisions=0), r"decide or hold in the joint graph, found 0", id="no decision"),
+        pytest.param(joint(decisions=2), r"decide or hold in the joint graph, found 2", id="two decisions"),
     ],
 )
 def test_what_does_not_match_stops_the_compile(graph: fx.Graph, message: str) -> None:

@@ -1,0 +1,231 @@
+"""The state of one gated adapter while its model trains."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx
+
+from .policy import SiteHistory
+from .site import Site
+from .stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from .controller import Controller
+
+_DECAY = 0.9
+"""Of the moving mean and variance: a ratio's weight is halved after about seven backwards."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a graph's call carries a site.
+
+    Attributes:
+        position: of the parameter that identifies the site among what the call carries.
+        name: the site's path relative to the module that was compiled.
+        depth: how many trailing parts the parameter's path has beyond that.
+        adapter: name of the adapter on its layer.
+        rank: r.
+        trained: positions of all parameters that the site trains.
+    """
+
+    position: int
+    name: str
+    depth: int
+    adapter: str
+    rank: int
+    trained: tuple[int, ...]
+
+    @classmethod
+    def of(cls, site: Site, carried: Mapping[fx.Node, int]) -> Slot:
+        """Return the slot of a site in a call that carries these parameters of the graph, by their positions."""
+        trained = tuple(carried[node] for node in site.trained)
+        return cls(carried[site.key], site.name, site.key_depth, site.adapter, site.rank, trained)
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """The state of one gated adapter, as :func:`~skiplora_fx.sites` reports it.
+
+    Attributes:
+        name: module path of the adapted layer.
+        adapter: name of the adapter on that layer.
+        rank: r.
+        ratio: ``M = ||Δh||₂ / ||h||₂`` in the last forward that had a backward; NaN before the first.
+        threshold: τ. What the warm-up and probing do to it is not shown here.
+        skipped: whether the gate was shut in the last backward.
+        skip_rate: share of the backwards after the warm-up in which it was shut, from 0 to 1.
+        backwards: number of backwards so far, the warm-up included.
+    """
+
+    name: str
+    adapter: str
+    rank: int
+    ratio: float
+    threshold: float
+    skipped: bool
+    skip_rate: float
+    backwards: int
+
+
+@dataclass
+class StepClock:
+    """Counts training steps: optimizer steps if attached to an optimizer, else backwards.
+
+    Attributes:
+        steps: so far.
+        attached: whether an optimizer moves it.
+        timed: whether backwards are timed.
+        backward_seconds: of the backwards since the last step, as far as they have been read.
+        saved: what a checkpoint says of the sites that this clock counts for, as long as they are still to be found.
+    """
+
+    steps: int = 0
+    attached: bool = False
+    timed: bool = False
+    backward_seconds: float = 0.0
+    saved: Mapping[str, Any] = field(default_factory=dict)
+
+    def add_backward(self, watch: Stopwatch) -> None:
+        """Add the time of a backward; waits for the device."""
+        self.backward_seconds += watch.seconds()
+
+
+@dataclass(eq=False)
+class LiveSite:
+    """The state of a site as the runtime keeps it.
+
+    Attributes:
+        controller: who decides for it.
+        key: the parameter that it is known by.
+        trained: all parameters that it trains.
+        threshold: τ as the options or the user give it.
+        overridden: whether it was the user.
+        backwards_in_step: number of backwards since the last optimizer step.
+        opens_in_step: in how many of them its gate was open.
+    """
+
+    controller: Controller
+    slot: Slot
+    name: str
+    threshold: float
+    clock: StepClock
+    key: weakref.ref[Tensor]
+    trained: tuple[weakref.ref[Tensor], ...] = ()
+    ratio: float = math.nan
+    mean: float = math.nan
+    variance: float = 0.0
+    gradient_norm: float = math.nan
+    skipped: bool = False
+    since_open: int = 0
+    backwards: int = 0
+    counted: int = 0
+    shut: int = 0
+    overridden: bool = False
+    backwards_in_step: int = 0
+    opens_in_step: int = 0
+
+    @property
+    def id(self) -> str:
+        """What a policy and a checkpoint call it."""
+        return self.history().id
+
+    def rename(self, name: str) -> None:
+        """Note a longer path, under which another τ may be its own."""
+        if name != self.name:
+            self.name = name
+            if not self.overridden:
+                self.threshold = self.controller.config.threshold_of(name)
+
+    def trains(self) -> bool:
+        """Return whether its parameter still lives and requires a gradient."""
+        key = self.key()
+        return key is not None and key.requires_grad
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that it trains, as far as they live."""
+        return [parameter for known in self.trained if (parameter := known()) is not None]
+
+    def warmed_up(self) -> bool:
+        """Return whether the warm-up is over."""
+        return self.clock.steps >= self.controller.config.warmup_steps
+
+    def record(self, ratio: float, open: bool, counted: bool) -> None:
+        """Note one backward: its ratio, whether the gate was open, and whether the warm-up was over."""
+        self.ratio, self.skipped = ratio, not open
+        self.backwards_in_step += 1
+        self.opens_in_step += open
+        self.since_open = 0 if open else self.since_open + 1
+        self.backwards += 1
+        self.counted += counted
+        self.shut += counted and not open
+        if math.isfinite(ratio):
+            self._average(ratio)
+
+    def _average(self, ratio: float) -> None:
+        """Move mean and variance (Finch, "Incremental calculation of weighted mean and variance", 2009, eq. 143)."""
+        if math.isnan(self.mean):
+            self.mean = ratio
+            return
+        difference = ratio - self.mean
+        self.mean += (1 - _DECAY) * difference
+        self.variance = _DECAY * (self.variance + (1 - _DECAY) * difference**2)
+
+    def history(self, saves: int | None = None, adds: int | None = None) -> SiteHistory:
+        """Return what a policy sees of it."""
+        return SiteHistory(
+            name=self.name,
+            adapter=self.slot.adapter,
+            threshold=self.threshold,
+            ratio=self.ratio,
+            mean=self.mean,
+            variance=self.variance,
+            gradient_norm=self.gradient_norm,
+            since_open=self.since_open,
+            backwards=self.backwards,
+            saves=saves,
+            adds=adds,
+        )
+
+    def snapshot(self) -> SiteState:
+        """Return what the user sees of it."""
+        rate = self.shut / self.counted if self.counted else 0.0
+        threshold = self.controller.shown_threshold(self)
+        name, adapter, rank = self.name, self.slot.adapter, self.slot.rank
+        return SiteState(name, adapter, rank, self.ratio, threshold, self.skipped, rate, self.backwards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to keep of it, of JSON's types; NaN as None."""
+        return {name: _to_json(getattr(self, name)) for name in _SAVED}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        for name in _SAVED:
+            value = state[name]
+            setattr(self, name, math.nan if value is None else math.inf if value == "inf" else value)
+
+
+_SAVED = (
+    "ratio",
+    "mean",
+    "variance",
+    "gradient_norm",
+    "skipped",
+    "since_open",
+    "backwards",
+    "counted",
+    "shut",
+    "overridden",
+    "threshold",
+)
+
+
+def _to_json(value: float) -> float | str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf"
+    return value

@@ -1,0 +1,196 @@
+"""Policies that shut a prefix: every site below some block, so that the backward is truncated there.
+
+The gradients of what stays open are exact under all of these.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from .base import Observation, Policy
+from .checks import check_count, check_positive, check_share
+
+
+@dataclass(eq=False)
+class Freeze(Policy):
+    """The lowest blocks are never trained: PEFT's ``layers_to_transform``, as a baseline.
+
+    Attributes:
+        share: of the blocks, rounded down, from 0 to 1.
+    """
+
+    needs_history: ClassVar[bool] = False
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share(self, share=self.share)
+
+    def decide(self, observation: Observation) -> list[float]:
+        """Shut the lowest blocks."""
+        return observation.with_blocks(_above(len(observation.blocks()), self.share))
+
+
+@dataclass(eq=False)
+class Multirate(Policy):
+    """The lower blocks are trained in every k-th step only (Vlaar and Leimkuhler, ICML 2022).
+
+    Attributes:
+        share: of the blocks that rest between, rounded down, from 0 to 1.
+        every: k.
+    """
+
+    needs_history: ClassVar[bool] = False
+    share: float = 0.5
+    every: int = 4
+
+    def __post_init__(self) -> None:
+        check_share(self, share=self.share)
+        check_count(self, every=self.every)
+
+    def decide(self, observation: Observation) -> list[float]:
+        """Open everything in one step of ``every``, else shut the lower blocks."""
+        resting = self.share if observation.step % self.every else 0.0
+        return observation.with_blocks(_above(len(observation.blocks()), resting))
+
+
+@dataclass(eq=False)
+class Prefix(Policy):
+    """The depth is drawn anew for each step, so that a block is trained the oftener, the more M lies at or below it.
+
+    With F(b) the share of all blocks' mean M that lies in blocks up to b, block b is trained with probability
+    ``max(F(b)**γ, least)``. γ is what makes the mean share of resting blocks the one asked for. The highest block is
+    always trained.
+
+    Attributes:
+        share: mean share of the blocks that rest in a step, from 0 to 1.
+        least: the least probability with which a block is trained.
+        seed: of the draws. That of a step depends on the step's number alone.
+    """
+
+    share: float = 0.5
+    least: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_share(self, share=self.share, least=self.least)
+        check_count(self, 0, seed=self.seed)
+
+    def decide(self, observation: Observation) -> list[float]:
+        """Draw the depth of a step."""
+        drawn = random.Random(f"{self.seed}/{observation.step}").random()
+        # One draw for all blocks: the probabilities rise with depth, so those that are trained are the upper ones.
+        return observation.with_blocks([drawn < rate for rate in self.rates(observation.impacts())])
+
+    def rates(self, impacts: Sequence[float]) -> list[float]:
+        """Return for each block, lowest first, the probability with which it is trained.
+
+        Args:
+            impacts: mean M of each block.
+        """
+        total = math.fsum(impacts) or 1.0
+        below = [math.fsum(impacts[: block + 1]) / total for block in range(len(impacts))]
+        below[-1:] = [1.0]
+        low, high = 0.0, 64.0
+        for _ in range(50):  # halving: the mean share that rests grows with γ
+            gamma = (low + high) / 2
+            resting = 1.0 - math.fsum(self._tempered(below, gamma)) / len(below)
+            low, high = (gamma, high) if resting < self.share else (low, gamma)
+        return self._tempered(below, high)
+
+    def _tempered(self, below: Sequence[float], gamma: float) -> list[float]:
+        return [max(rate**gamma, self.least) for rate in below]
+
+
+@dataclass(eq=False)
+class Progressive(Policy):
+    """A block is shut once it and all below it have settled: their M changes little from one window to the next.
+
+    After AutoFreeze (Liu et al. 2021) and Egeria (Wang et al. 2023), which judge by the change of a statistic and not
+    by its size. The depth only grows, unless a probe moves a shut block's M.
+
+    Attributes:
+        window: number of steps over which M is averaged.
+        bound: relative change between two windows below which a block has settled.
+        reopen: relative change of a shut block's M since it was shut, above which it is opened again.
+        deepest: largest share of the blocks that may be shut, from 0 to 1.
+    """
+
+    window: int = 50
+    bound: float = 0.05
+    reopen: float = 0.25
+    deepest: float = 0.75
+    _depth: int = field(default=0, init=False, repr=False)
+    _steps: int = field(default=0, init=False, repr=False)
+    _sums: list[float] = field(default_factory=list, init=False, repr=False)
+    _counted: int = field(default=0, init=False, repr=False)
+    _before: list[float] = field(default_factory=list, init=False, repr=False)
+    _when_shut: list[float] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(self, window=self.window)
+        check_positive(self, bound=self.bound, reopen=self.reopen)
+        check_share(self, deepest=self.deepest)
+
+    def decide(self, observation: Observation) -> list[float]:
+        """Shut the blocks that have settled."""
+        if observation.step > self._steps and not any(math.isnan(site.mean) for site in observation.sites):
+            self._steps = observation.step
+            self._count(self._last_ratios(observation))
+        return observation.with_blocks([block >= self._depth for block in range(len(observation.blocks()))])
+
+    @staticmethod
+    def _last_ratios(observation: Observation) -> list[float]:
+        sites = observation.sites
+        return [math.fsum(sites[position].ratio for position in block) / len(block) for block in observation.blocks()]
+
+    def _count(self, ratios: list[float]) -> None:
+        if len(ratios) != len(self._sums):  # the first step, or an adapter was added
+            self._sums, self._counted, self._before = [0.0] * len(ratios), 0, []
+        self._sums = [total + ratio for total, ratio in zip(self._sums, ratios, strict=True)]
+        self._counted += 1
+        if self._counted == self.window:
+            self._close_window([total / self.window for total in self._sums])
+            self._sums, self._counted = [0.0] * len(ratios), 0
+
+    def _close_window(self, means: list[float]) -> None:
+        moved = (
+            block
+            for block, (mean, shut) in enumerate(zip(means, self._when_shut, strict=False))
+            if _change(mean, shut) > self.reopen
+        )
+        self._depth = min(self._depth, next(moved, self._depth))
+        if self._before:
+            limit = math.floor(self.deepest * len(means))
+            while self._depth < limit and _change(means[self._depth], self._before[self._depth]) < self.bound:
+                self._when_shut = [*self._when_shut[: self._depth], means[self._depth]]
+                self._depth += 1
+        self._when_shut = self._when_shut[: self._depth]
+        self._before = means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the depth, and the means by which it is judged."""
+        return {name: getattr(self, f"_{name}") for name in self._STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a depth."""
+        for name in self._STATE:
+            setattr(self, f"_{name}", state[name])
+
+    _STATE: ClassVar[tuple[str, ...]] = ("depth", "steps", "sums", "counted", "before", "when_shut")
+
+
+def _change(now: float, before: float) -> float:
+    """Return the relative change, from 0 to 1; of what is not a number, 1."""
+    largest = max(abs(now), abs(before))
+    if math.isnan(largest) or math.isnan(now) or math.isnan(before):
+        return 1.0
+    return abs(now - before) / largest if largest else 0.0
+
+
+def _above(blocks: int, share: float) -> list[bool]:
+    """Return for each block whether it lies above the lowest ``share`` of them, rounded down."""
+    return [block >= math.floor(share * blocks) for block in range(blocks)]
