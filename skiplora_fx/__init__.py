@@ -4,6 +4,7 @@
 steers a model compiled so.
 """
 
+from . import policy
 from .apply import apply
 from .attach import attach
 from .config import SkipLoraConfig
@@ -26,6 +27,7 @@ __all__ = [
     "apply",
     "attach",
     "explain",
+    "policy",
     "report",
     "set_threshold",
     "sites",

@@ -45,6 +45,7 @@ class Attachment:
     log: StepLog | None
     _parameters: list[weakref.ref[Tensor]]
     _handles: list[Any] = field(default_factory=list)
+    _measured: list[LiveSite] = field(default_factory=list)
 
     def remove(self) -> None:
         """Stop counting the optimizer's steps; backwards count again, from the number of steps there were."""
@@ -70,7 +71,7 @@ class Attachment:
         NaN if it is not measured: it is where there is a log, or a policy that needs it.
         """
         flush()
-        return _total_norm(self.sites())
+        return _total_norm(self._measured) if self._measured else math.nan
 
     def sites(self) -> list[LiveSite]:
         """Return the sites whose steps are counted, in the order of the forward."""
@@ -144,7 +145,8 @@ def _before_step(attachment: Attachment) -> None:
     flush()  # which gates were open
     _drop_gradients(dropping)
     if measuring:
-        _measure_gradients([site for site in sites if site.opens_in_step])
+        attachment._measured = [site for site in sites if site.opens_in_step]
+        _measure_gradients(attachment._measured)
     if attachment.log is not None:
         _leave_to_log(attachment.log, attachment.clock, sites)
     for site in sites:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Controller:
         self._decided: dict[int, dict[LiveSite, float]] = {}
         self._shown: dict[LiveSite, float] = {}
         self._costs: ModelCosts | None = None
+        self._warned = False
         self._restored: Mapping[str, Any] | None = None
 
     def add(self, site: LiveSite) -> None:
@@ -86,12 +88,22 @@ class Controller:
         if needs(self.policy, "history") or self.config.decision == "previous":
             self._flush()
         sites = self.sites()
+        self._warn_if_nobody_counts(step, sites)
         thresholds = self._checked(self._asked.decide(self._observe(step, sites)), sites)
         self._shown = dict(zip(sites, self._said.thresholds, strict=True))
         before = self._decided.get(step, {})
         # What was said in this step stands: a site may have been met since, in the first forward.
         decided = {site: before.get(site, self._held(site, tau)) for site, tau in zip(sites, thresholds, strict=True)}
         self._decided = {known: taken for known, taken in self._decided.items() if known == step - 1} | {step: decided}
+
+    def _warn_if_nobody_counts(self, step: int, sites: Sequence[LiveSite]) -> None:
+        if step and not self._warned and self.config.skipped_grad == "none" and not sites[0].clock.attached:
+            self._warned = True
+            warnings.warn(
+                "skipped_grad='none' takes effect at an optimizer's step, and skiplora knows of no optimizer: "
+                "gradients of what is skipped stay zeros. Call skiplora_fx.attach(model, optimizer) before training.",
+                stacklevel=2,
+            )
 
     def _observe(self, step: int, sites: Sequence[LiveSite]) -> Observation:
         costs = self._model_costs(sites) if needs(self.policy, "costs") else None

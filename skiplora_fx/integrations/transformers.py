@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import statistics
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from .._torch_compat import is_compiled_wrapper
 from ..attach import Attachment, attach
@@ -19,7 +22,7 @@ from ..live import sites
 from ..live_site import SiteState
 
 
-class SkipLoraCallback(TrainerCallback):
+class SkipLoraCallback(TrainerCallback, ExportableState):
     """Compiles the model with ``backend="skiplora"``, counts optimizer steps, and logs what is skipped.
 
     ``Trainer(model=peft_model, ..., callbacks=[SkipLoraCallback(threshold=0.05)])`` is all there is to write.
@@ -27,26 +30,39 @@ class SkipLoraCallback(TrainerCallback):
 
     To the logs of each logging step it adds, as numbers: ``skiplora/skipped``, the share of adapters that were
     skipped in the last backward; ``skiplora/skip_rate``, the mean share of backwards after the warm-up in which
-    an adapter was; ``skiplora/adapters``, how many are gated; and ``skiplora/ratio_min``, ``_p50`` and ``_max``,
-    the smallest, median and largest ratio.
+    an adapter was; ``skiplora/adapters``, how many are gated; ``skiplora/ratio_min``, ``_p50`` and ``_max``, the
+    smallest, median and largest ratio; and, where it is measured, ``skiplora/grad_norm``, the norm of the last step's
+    gradients, after clipping, over the adapters that were open.
+
+    What a policy has to remember is saved with each checkpoint, in ``trainer_state.json``, and a run that is resumed
+    from one decides as the other would have.
 
     Args:
         dynamic: as for ``torch.compile``.
+        log: a file to which every step is written, see :class:`~skiplora_fx.step_log.StepLog`; with it gradient norms
+            are measured.
         options: the backend's options, see :class:`~skiplora_fx.SkipLoraConfig`; other keys go to Inductor.
 
     Raises:
         ConfigError: an option is unknown or out of range.
     """
 
-    def __init__(self, *, dynamic: bool | None = None, **options: Any) -> None:
+    def __init__(self, *, dynamic: bool | None = None, log: str | Path | None = None, **options: Any) -> None:
         SkipLoraConfig.from_options(options)  # what is wrong should show here, not at the first step
-        self._options = options
+        self.options = options
         self._dynamic = dynamic
+        self._log = log
         self._attachment: Attachment | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: how to make this callback again, and what the sites and the policy know."""
+        options = {"dynamic": self._dynamic, "log": self._log and str(self._log), **self.options}
+        saved = self._attachment.state_dict() if self._attachment is not None else None
+        return {"args": options if _is_json(options) else {}, "attributes": {"saved": saved}}
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse a model that would be saved empty, before any work is done."""
-        _check_model(kwargs["model"], args)
+        _check(self, kwargs["model"], args)
         self._go_first()
 
     def on_train_begin(
@@ -55,22 +71,37 @@ class SkipLoraCallback(TrainerCallback):
         """Compile the model in place and attach to the optimizer."""
         model = kwargs["model"]
         self._go_first()
-        _check_model(model, args)
-        model.compile(backend="skiplora", dynamic=self._dynamic, options=self._options)
+        _check(self, model, args)
+        model.compile(backend="skiplora", dynamic=self._dynamic, options=self.options)
         self._detach()
-        self._attachment = attach(model, kwargs["optimizer"])
+        self._attachment = attach(model, kwargs["optimizer"], log=self._log)
+        saved = self._saved_in(state)
+        if saved is not None:
+            self._attachment.load_state_dict(saved)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the numbers to the logs of a training step."""
         logs, model = kwargs.get("logs"), kwargs.get("model")
-        if logs is not None and model is not None and "loss" in logs:
-            logs.update(scalars(sites(model)))
+        if logs is None or model is None or "loss" not in logs:
+            return
+        logs.update(scalars(sites(model)))
+        if self._attachment is not None:
+            self._attachment.note(loss=logs["loss"])
+            norm = self._attachment.grad_norm()
+            if math.isfinite(norm):
+                logs["skiplora/grad_norm"] = norm
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop counting the optimizer's steps."""
         self._detach()
+
+    def _saved_in(self, state: TrainerState) -> Mapping[str, Any] | None:
+        """Return what the checkpoint that a run is resumed from says; None at the start of a run."""
+        found: Any = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        first = found[0] if isinstance(found, list) else found
+        return first["attributes"]["saved"] if first else None
 
     def _go_first(self) -> None:
         """Move to the front of the trainer's callbacks.
@@ -105,6 +136,18 @@ def scalars(states: list[SiteState]) -> dict[str, float]:
     }
 
 
+def _is_json(options: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(options)
+    except TypeError:
+        return False
+    return True
+
+
+def _not_json(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items() if not _is_json({name: value}))
+
+
 def _calling_handler(callback: TrainerCallback) -> CallbackHandler | None:
     """Return the handler that is calling ``callback`` now."""
     frame = inspect.currentframe()
@@ -116,11 +159,16 @@ def _calling_handler(callback: TrainerCallback) -> CallbackHandler | None:
     return None
 
 
-def _check_model(model: nn.Module, args: TrainingArguments) -> None:
+def _check(callback: SkipLoraCallback, model: nn.Module, args: TrainingArguments) -> None:
     if is_compiled_wrapper(model):
         raise UsageError(
             "SkipLoraCallback got the wrapper that torch.compile(model) returns. A Trainer saves an empty adapter "
             "from it, without an error. Hand the PEFT model itself to the Trainer: the callback compiles it in place."
+        )
+    if args.restore_callback_states_from_checkpoint and not _is_json(callback.options):
+        raise UsageError(
+            "restore_callback_states_from_checkpoint makes callbacks anew from what JSON can hold, and "
+            f"{_not_json(callback.options)} cannot be. Leave it off: this callback restores its state without it."
         )
     if args.torch_compile:
         raise UsageError(

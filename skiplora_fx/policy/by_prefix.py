@@ -5,6 +5,7 @@ The gradients of what stays open are exact under all of these.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -59,11 +60,12 @@ class Multirate(Policy):
 
 @dataclass(eq=False)
 class Prefix(Policy):
-    """The depth is drawn anew for each step, so that a block is trained the oftener, the more M lies at or below it.
+    """The depth is drawn anew for each step: every block is trained, lower ones more rarely.
 
-    With F(b) the share of all blocks' mean M that lies in blocks up to b, block b is trained with probability
-    ``max(F(b)**γ, least)``. γ is what makes the mean share of resting blocks the one asked for. The highest block is
-    always trained.
+    The lowest block that is trained is drawn with a probability in proportion to its mean M, tilted by a factor
+    ``e**(βb)`` for block b such that the mean share of resting blocks is the one asked for: of all distributions with
+    that mean, the closest to where the impact lies (Csiszár, "I-divergence geometry", 1975). The highest block is always
+    trained.
 
     Attributes:
         share: mean share of the blocks that rest in a step, from 0 to 1.
@@ -91,18 +93,29 @@ class Prefix(Policy):
         Args:
             impacts: mean M of each block.
         """
-        total = math.fsum(impacts) or 1.0
-        below = [math.fsum(impacts[: block + 1]) / total for block in range(len(impacts))]
-        below[-1:] = [1.0]
-        low, high = 0.0, 64.0
-        for _ in range(50):  # halving: the mean share that rests grows with γ
-            gamma = (low + high) / 2
-            resting = 1.0 - math.fsum(self._tempered(below, gamma)) / len(below)
-            low, high = (gamma, high) if resting < self.share else (low, gamma)
-        return self._tempered(below, high)
+        resting = self.share * len(impacts)
+        low, high = -_STEEPEST, _STEEPEST
+        for _ in range(60):  # halving: the mean number of resting blocks grows with the tilt
+            tilt = (low + high) / 2
+            mean = math.fsum(block * chance for block, chance in enumerate(_tilted(impacts, tilt)))
+            low, high = (tilt, high) if mean < resting else (low, tilt)
+        trained = itertools.accumulate(_tilted(impacts, high))
+        rates = [min(max(rate, self.least), 1.0) for rate in trained]
+        return [*rates[:-1], *(1.0 for _ in rates[-1:])]
 
-    def _tempered(self, below: Sequence[float], gamma: float) -> list[float]:
-        return [max(rate**gamma, self.least) for rate in below]
+
+_STEEPEST = 50.0
+"""The largest tilt: neighbouring blocks then differ beyond the precision of a float."""
+
+
+def _tilted(weights: Sequence[float], tilt: float) -> list[float]:
+    """Return ``weights[b] * e**(tilt * b)``, made to sum to 1; equal weights if all are 0."""
+    if not any(weights):
+        weights = [1.0] * len(weights)
+    logs = [math.log(weight) + tilt * block if weight else -math.inf for block, weight in enumerate(weights)]
+    largest = max(logs, default=0.0)
+    tilted = [math.exp(log - largest) for log in logs]
+    return [weight / math.fsum(tilted) for weight in tilted]
 
 
 @dataclass(eq=False)
