@@ -31,6 +31,7 @@ __all__ = [
     "capture_graphs",
     "compile_ahead",
     "compile_with_inductor",
+    "current_backward",
     "dynamo_counters",
     "fake_propagate",
     "flatten_inputs",
@@ -170,6 +171,11 @@ def global_inductor_option(name: str) -> Any:
     from torch._inductor import config
 
     return getattr(config, name)
+
+
+def current_backward() -> int:
+    """Return the number of the backward that is running in this thread, or -1 if none is."""
+    return torch._C._current_graph_task_id()  # torch.utils.checkpoint tells a recompute by it; nothing public does
 
 
 def foreach_norm(tensors: Sequence[Tensor]) -> list[Tensor]:

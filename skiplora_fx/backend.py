@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 import weakref
@@ -19,19 +18,19 @@ from ._torch_compat import (
     compile_with_inductor,
     get_hash_for_files,
     global_inductor_option,
-    is_compiled_wrapper,
     mode_options,
     static_fake,
     trace_structured,
     traced_module,
 )
 from .config import SkipLoraConfig
+from .enclosing import outermost
 from .live import has_states
 from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .policy import make_policy, needs
-from .registry import controller_of, learn_names, name_of
+from .registry import learn_names, name_of
 from .runtime import GatedGraph
 from .site import Findings
 
@@ -81,8 +80,7 @@ def skiplora(
     compiled = compile_with_inductor(
         pipeline.gated.gm, [*example_inputs, thresholds], _with_hooks(inductor, pipeline, config)
     )
-    controller = controller_of(_enclosing_module(root) if root is not None else None, config)
-    return GatedGraph(compiled, slots, controller, _adapted_layer(root, slots[0]), lambda: pipeline.flops)
+    return GatedGraph(compiled, slots, config, _adapted_layer(root, slots[0]), lambda: pipeline.flops)
 
 
 def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
@@ -109,21 +107,8 @@ def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence
 
 
 def _enclosing_module(module: nn.Module) -> nn.Module:
-    """Return the outermost module that holds ``module`` and whose ``forward`` is running now, or ``module`` itself.
-
-    Where each layer is compiled by itself, that is the model. Wrappers that only lengthen names do not count.
-    """
-    outermost, frame = module, inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
-        if isinstance(owner, nn.Module) and not _is_wrapper(owner) and any(m is outermost for m in owner.modules()):
-            outermost = owner
-        frame = frame.f_back
-    return outermost
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    return is_compiled_wrapper(module) or isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    """Return the outermost module that holds ``module`` and whose ``forward`` is running now, or ``module`` itself."""
+    return outermost(lambda candidate: any(inner is module for inner in candidate.modules())) or module
 
 
 def _names_of_what_trains(model: nn.Module) -> Iterator[str]:

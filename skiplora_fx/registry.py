@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ._torch_compat import is_constant_name
 from .config import SkipLoraConfig
 from .controller import Controller
+from .errors import UsageError
 from .live_site import LiveSite, Slot, StepClock
 
 _PENDING_LIMIT = 1024
@@ -64,15 +65,30 @@ def controller_of(model: nn.Module | None, config: SkipLoraConfig) -> Controller
     Args:
         model: the outermost module that is known; if None, nobody shares the controller.
         config: the options of the compile.
+
+    Raises:
+        UsageError: the policy is an object that decides for another model.
     """
     if model is None:
         return Controller(config, flush)
+    _check_free(config.policy, model)
     controllers = _registry.controllers.setdefault(model, [])
     for controller in controllers:
         if controller.config == config:
             return controller
     controllers.append(Controller(config, flush))
     return controllers[-1]
+
+
+def _check_free(policy: object, model: nn.Module) -> None:
+    if isinstance(policy, str):
+        return
+    for other, controllers in _registry.controllers.items():
+        if other is not model and any(controller.policy is policy for controller in controllers):
+            raise UsageError(
+                f"the policy {type(policy).__name__} decides for another model already ({type(other).__name__}). It "
+                "keeps what it knows of one model's adapters, so give each model an object of its own."
+            )
 
 
 def is_live(key: Tensor, site: LiveSite) -> bool:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ._torch_compat import current_backward
+from .config import SkipLoraConfig
 from .controller import Controller
+from .enclosing import model_of, owner_of
 from .host_copy import HostCopy
 from .live_site import LiveSite, Slot
 from .passes.flops import Flops
-from .registry import is_live, leave_to_read, site_of
+from .registry import controller_of, is_live, learn_names, leave_to_read, site_of
 from .stopwatch import Stopwatch
 
 
@@ -28,10 +31,8 @@ class GatedGraph:
         compiled: takes the graph's inputs and the thresholds, float32 ``[n]``; returns the graph's outputs,
             the ratios, float32 ``[n]``, and the decisions, bool ``[n]``.
         slots: the ``n`` sites.
-        controller: who decides for them.
-        layer: an adapted layer, or what of it is known; while it is in eval mode every gate is open and nothing is
-            counted. The adapted layer and not the compiled module, as a training loop may compile a function, or a
-            wrapper in training mode around a model in eval mode.
+        config: the options they were compiled with.
+        layer: an adapted layer of the model it was compiled for, or what of it is known.
         flops: what the backward costs, once it is compiled.
     """
 
@@ -39,33 +40,40 @@ class GatedGraph:
         self,
         compiled: Callable[..., Any],
         slots: Sequence[Slot],
-        controller: Controller,
+        config: SkipLoraConfig,
         layer: nn.Module | None,
         flops: Callable[[], Flops | None],
     ) -> None:
         self._compiled = compiled
         self._slots = tuple(slots)
-        self._controller = controller
-        self._layer = weakref.ref(layer) if layer is not None else lambda: None
+        self._config = config
+        self._layer = layer and weakref.ref(layer)
         self._flops = flops
         self._bindings = WeakTensorKeyDictionary()
 
     def __call__(self, *args: Any) -> list[Any]:
-        layer = self._layer()
-        training = layer is None or layer.training
         binding = self._bind(args)
-        *outputs, ratios, opens = self._compiled(*args, binding.thresholds(training))
-        if training:
+        training = binding.is_training()
+        recompute = binding.is_recomputed()
+        thresholds = binding.last_thresholds() if recompute else binding.thresholds(training)
+        *outputs, ratios, opens = self._compiled(*args, thresholds)
+        if training and not recompute:
             binding.count_backward_of(outputs, ratios, opens)
         return outputs
 
     def _bind(self, args: Sequence[Any]) -> Binding:
-        """Return the sites that this call's parameters belong to: one graph may serve many layers."""
+        """Return the sites that this call's parameters belong to: one graph may serve many layers, and many models."""
         key = args[self._slots[0].position]
         binding: Binding | None = self._bindings.get(key)
         if binding is None or not binding.is_current(args):
-            binding = self._bindings[key] = bind(args, self._slots, self._controller)
+            model = model_of(key)
+            if model is not None:
+                learn_names(model)
+            binding = bind(args, self._slots, controller_of(model, self._config))
+            owner = owner_of(key, model) if model is not None else None
+            binding.layer = weakref.ref(owner) if owner is not None else self._layer
             binding.tell_costs(self._flops)
+            self._bindings[key] = binding
         return binding
 
 
@@ -76,7 +84,13 @@ def bind(parameters: Sequence[Tensor], slots: Sequence[Slot], controller: Contro
 
 
 class Binding:
-    """The sites of one call, and the vector of thresholds that it takes."""
+    """The sites of one call, and the vector of thresholds that it takes.
+
+    Attributes:
+        layer: a part of an adapted layer; while it is in eval mode every gate is open and nothing is counted. Not the
+            compiled module, as a training loop may compile a function, or a wrapper in training mode around a model
+            in eval mode. None if it is not known.
+    """
 
     def __init__(self, sites: tuple[LiveSite, ...], slots: Sequence[Slot], device: torch.device) -> None:
         self._sites = sites
@@ -86,6 +100,27 @@ class Binding:
         self._device = torch.device("cpu") if held else device
         self._values: tuple[float, ...] = ()
         self._vector = torch.empty(0)
+        self._awaits_backward = False
+        self._counted_in = -1
+        self.layer: weakref.ref[nn.Module] | None = None
+
+    def is_training(self) -> bool:
+        """Return whether the layer is in training mode, as far as that is known."""
+        layer = self.layer() if self.layer is not None else None
+        return layer is None or layer.training
+
+    def is_recomputed(self) -> bool:
+        """Return whether a forward that begins now is one again for the backward that is running.
+
+        Activation checkpointing repeats a forward when its backward comes. The other kind, which runs the first one
+        without autograd, was not seen before.
+        """
+        backward = current_backward()
+        return backward >= 0 and (self._awaits_backward or self._counted_in == backward)
+
+    def last_thresholds(self) -> Tensor:
+        """Return what :meth:`thresholds` returned last."""
+        return self._vector
 
     def is_current(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether these are the sites of a call that carries ``parameters``, under the options they have now."""
@@ -115,11 +150,13 @@ class Binding:
     def count_backward_of(self, outputs: Iterable[Any], ratios: Tensor, opens: Tensor) -> None:
         """Have the first backward through ``outputs`` count as a step and leave its ratios to be read."""
         waiting = [self.forward().finish(ratios, opens)]
+        self._awaits_backward = True
         clock = self._sites[0].clock
         running: list[Stopwatch] = []
 
         def begin(_: Any) -> None:
             if waiting:
+                self._awaits_backward, self._counted_in = False, current_backward()
                 count(waiting.pop())
                 if clock.timed:
                     running.append(Stopwatch(ratios.device))

@@ -64,8 +64,8 @@ class Prefix(Policy):
 
     The lowest block that is trained is drawn with a probability in proportion to its mean M, tilted by a factor
     ``e**(βb)`` for block b such that the mean share of resting blocks is the one asked for: of all distributions with
-    that mean, the closest to where the impact lies (Csiszár, "I-divergence geometry", 1975). The highest block is always
-    trained.
+    that mean, the closest to where the impact lies (Csiszár, "I-divergence geometry", 1975). The highest block is
+    always trained.
 
     Attributes:
         share: mean share of the blocks that rest in a step, from 0 to 1.
