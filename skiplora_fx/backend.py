@@ -80,7 +80,7 @@ def skiplora(
     compiled = compile_with_inductor(
         pipeline.gated.gm, [*example_inputs, thresholds], _with_hooks(inductor, pipeline, config)
     )
-    return GatedGraph(compiled, slots, config, _adapted_layer(root, slots[0]), lambda: pipeline.flops)
+    return GatedGraph(compiled, slots, config, root, lambda: pipeline.flops)
 
 
 def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
@@ -121,16 +121,6 @@ def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
     """Return whether no trained parameter of ``root`` is left for another graph."""
     given = {id(value) for value in inputs if isinstance(value, Tensor)}
     return all(id(parameter) in given for parameter in root.parameters() if parameter.requires_grad)
-
-
-def _adapted_layer(root: nn.Module | None, slot: Slot) -> nn.Module | None:
-    """Return the adapted layer, or ``root`` itself if it has nothing of that name."""
-    if root is None:
-        return None
-    try:
-        return root.get_submodule(slot.name)
-    except AttributeError:
-        return root
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()

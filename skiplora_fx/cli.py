@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("env", help="versions, and whether torch finds the backend: put this into a bug report")
     commands.add_parser("passes", help="the passes, in order, and why each stands where it does")
     _add_explain(commands)
+    _add_plot(commands)
     arguments = parser.parse_args(argv)
     try:
         print(_COMMANDS[arguments.command](arguments))
@@ -55,6 +57,25 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--scope", choices=("adapter", "layer"), default="adapter", help="what a shut gate detaches")
     explain.add_argument("--device", default="meta", help="cpu or cuda for a model that cannot be traced on meta")
     explain.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_plot(commands: Any) -> None:
+    plot = commands.add_parser(
+        "plot",
+        help="a picture of a run from its log of steps",
+        description="Draws a log of steps: adapters over steps, coloured by M and hatched where shut, with loss and "
+        "backward time below.",
+    )
+    plot.add_argument("log", help="what attach(..., log=...) or SkipLoraCallback(log=...) wrote")
+    plot.add_argument("-o", "--out", help="the picture, .png, .pdf or .svg; beside the log as .png if not given")
+
+
+def _plot(arguments: argparse.Namespace) -> str:
+    from .plot import plot
+
+    out = arguments.out or str(Path(arguments.log).with_suffix(".png"))
+    plot(arguments.log, out)
+    return f"wrote {out}"
 
 
 def _explain(arguments: argparse.Namespace) -> str:
@@ -105,6 +126,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], str]] = {
     "env": lambda arguments: _environment(),
     "passes": lambda arguments: _passes(),
     "explain": _explain,
+    "plot": _plot,
 }
 
 

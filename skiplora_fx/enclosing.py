@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
@@ -25,15 +26,28 @@ def outermost(holds: Callable[[nn.Module], bool]) -> nn.Module | None:
     return found
 
 
-def model_of(parameter: Tensor) -> nn.Module | None:
-    """Return the outermost module whose ``forward`` is running and that holds ``parameter``."""
-    return outermost(lambda module: any(held is parameter for held in module.parameters()))
+def model_of(parameter: Tensor, root: nn.Module | None) -> nn.Module | None:
+    """Return the outermost module whose ``forward`` is running and that holds ``parameter``.
+
+    Args:
+        parameter: of the module in question.
+        root: what is returned if it holds the parameter and nobody whose forward is running does: where a training
+            loop compiles a function, the function's own frame is all that there is.
+    """
+    found = outermost(lambda module: _holds(module, parameter))
+    return root if found is None and root is not None and _holds(root, parameter) else found
 
 
-def owner_of(parameter: Tensor, model: nn.Module) -> nn.Module | None:
-    """Return the module in ``model`` whose own parameter this is."""
-    owners = (m for m in model.modules() if any(held is parameter for held in m.parameters(recurse=False)))
-    return next(owners, None)
+def _holds(module: nn.Module, parameter: Tensor) -> bool:
+    return any(held is parameter for held in module.parameters())
+
+
+def owner_of(parameter: Tensor, model: nn.Module | None) -> weakref.ref[nn.Module] | None:
+    """Return the module in ``model`` whose own parameter this is, or None if that is not known."""
+    for module in model.modules() if model is not None else ():
+        if any(held is parameter for held in module.parameters(recurse=False)):
+            return weakref.ref(module)
+    return None
 
 
 def _running() -> Iterator[nn.Module]:

@@ -32,7 +32,7 @@ class GatedGraph:
             the ratios, float32 ``[n]``, and the decisions, bool ``[n]``.
         slots: the ``n`` sites.
         config: the options they were compiled with.
-        layer: an adapted layer of the model it was compiled for, or what of it is known.
+        root: the module it was compiled for, as far as that is known.
         flops: what the backward costs, once it is compiled.
     """
 
@@ -41,13 +41,13 @@ class GatedGraph:
         compiled: Callable[..., Any],
         slots: Sequence[Slot],
         config: SkipLoraConfig,
-        layer: nn.Module | None,
+        root: nn.Module | None,
         flops: Callable[[], Flops | None],
     ) -> None:
         self._compiled = compiled
         self._slots = tuple(slots)
         self._config = config
-        self._layer = layer and weakref.ref(layer)
+        self._root = weakref.ref(root) if root is not None else lambda: None
         self._flops = flops
         self._bindings = WeakTensorKeyDictionary()
 
@@ -66,12 +66,11 @@ class GatedGraph:
         key = args[self._slots[0].position]
         binding: Binding | None = self._bindings.get(key)
         if binding is None or not binding.is_current(args):
-            model = model_of(key)
+            model = model_of(key, self._root())
             if model is not None:
                 learn_names(model)
             binding = bind(args, self._slots, controller_of(model, self._config))
-            owner = owner_of(key, model) if model is not None else None
-            binding.layer = weakref.ref(owner) if owner is not None else self._layer
+            binding.layer = owner_of(key, model)
             binding.tell_costs(self._flops)
             self._bindings[key] = binding
         return binding
