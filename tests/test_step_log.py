@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -157,9 +158,7 @@ def test_open_means_open_in_any_micro_batch(tmp_path: Path) -> None:
     model = compiled()
     optimizer = sgd(model)
     attachment = skiplora_fx.attach(model, optimizer, log=tmp_path / "log.jsonl")
-    for threshold in (0.0, math.inf):
-        skiplora_fx.set_threshold(model, threshold, sites="lower") if skiplora_fx.sites(model) else None
-        model(batch()).sum().backward()
+    model(batch()).sum().backward()
     skiplora_fx.set_threshold(model, 0.0, sites="lower")
     model(batch()).sum().backward()
     optimizer.step()
@@ -210,13 +209,11 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_pictures_of_all_sizes(tmp_path: Path, sites: int, steps: int) -> None:
     log = StepLog(tmp_path / "log.jsonl")
     for step in range(steps):
-        log.step(
-            step, [(f"m.layers.{site // 3}.l{site % 3}", site + step, 0.0, bool(step % 2)) for site in range(sites)]
-        )
+        rows = [(f"m.layers.{site // 3}.l{site % 3}", float(site + step), 0.0, step % 2 == 1) for site in range(sites)]
+        log.step(step, rows)
     log.close()
     plot(log.path, tmp_path / "log.svg")
-    text = (tmp_path / "log.svg").read_text()
-    assert "optimizer step" in text or "<svg" in text
+    assert ElementTree.parse(tmp_path / "log.svg").getroot().tag.endswith("svg")
 
 
 def test_a_picture_of_what_never_had_a_ratio(tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ def test_bad_input_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "cannot be read as a log" in capsys.readouterr().err
     written(tmp_path / "log.jsonl")
     assert main(["plot", str(tmp_path / "log.jsonl"), "-o", str(tmp_path / "log.xyz")]) == 1
-    assert "does not end as a picture does; one of eps, " in capsys.readouterr().err
+    assert "does not end as a picture does; one of " in capsys.readouterr().err
     assert not (tmp_path / "log.xyz").exists()
 
 
