@@ -1,0 +1,156 @@
+"""A Trainer run that is stopped and resumed from its checkpoint decides and ends as the one that was not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from test_training import arguments, rows
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+import skiplora_fx
+from skiplora_fx.integrations.transformers import SkipLoraCallback
+from skiplora_fx.policy import Observation, Policy
+from skiplora_fx.read_log import read_log
+
+STEPS, HALF = 8, 4
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "quantile, by the last ratio": {
+        "policy": "quantile",
+        "policy_kwargs": {"window": 4},
+        "decision": "previous",
+        "skipped_grad": "none",
+    },
+    "prefix": {"policy": "prefix", "decision": "previous", "skipped_grad": "none", "min_active": 1},
+    "progressive": {"policy": "progressive", "policy_kwargs": {"window": 2, "bound": 0.9}, "decision": "previous"},
+    "threshold": {"threshold": 6.0},
+}
+
+
+class Kept(TrainerCallback):
+    """Keeps what each step decided."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[float, bool]]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.steps.append([(site.ratio, site.skipped) for site in skiplora_fx.sites(model)])
+
+
+def trained(
+    directory: Path, options: dict[str, Any], resume: Path | None = None, **overrides: Any
+) -> tuple[list[Any], dict[str, Tensor]]:
+    """Train; return what each step decided, and what was learnt."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = models.with_lora(models.llama(2))
+    kept = Kept()
+    trainer = Trainer(
+        model=model,
+        args=arguments(directory, **{"max_steps": STEPS, "seed": 3, **overrides}),
+        train_dataset=rows(40),
+        callbacks=[kept, SkipLoraCallback(warmup_steps=1, probe_every=3, **options)],
+    )
+    trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    return kept.steps, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module", params=OPTIONS, ids=lambda name: name.split(",")[0])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return options, the folder of an uninterrupted run that saved half-way, what it decided, and what it learnt."""
+    directory = tmp_path_factory.mktemp("whole")
+    options = OPTIONS[request.param]
+    return options, directory, *trained(directory, options, save_strategy="steps", save_steps=HALF)
+
+
+def test_a_resumed_run_repeats_the_whole_one_step_for_step(whole: Any, tmp_path: Path) -> None:
+    options, directory, steps, learnt = whole
+    resumed_steps, resumed = trained(tmp_path, options, directory / f"checkpoint-{HALF}")
+    assert any(skipped for step in steps[HALF:] for _, skipped in step), "nothing to tell the runs apart by"
+    assert resumed_steps == steps[HALF:]
+    torch.testing.assert_close(resumed, learnt, rtol=0, atol=0)
+
+
+def test_without_the_saved_state_the_run_would_be_another(whole: Any, tmp_path: Path) -> None:
+    """That the test above can fail: the same checkpoint, with what it says of skiplora taken out."""
+    options, directory, steps, _ = whole
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for file in (directory / f"checkpoint-{HALF}").iterdir():
+        (checkpoint / file.name).write_bytes(file.read_bytes())
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state["stateful_callbacks"].pop("SkipLoraCallback")
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    resumed_steps, _ = trained(tmp_path / "out", options, checkpoint)
+    assert resumed_steps != steps[HALF:]
+
+
+def test_callbacks_made_anew_by_the_trainer(tmp_path: Path) -> None:
+    options = OPTIONS["progressive"]
+    _, learnt = trained(tmp_path, options, save_strategy="steps", save_steps=HALF)
+    checkpoint = tmp_path / f"checkpoint-{HALF}"
+    again = {"restore_callback_states_from_checkpoint": True}
+    _, resumed = trained(tmp_path / "out", options, checkpoint, **again)
+    torch.testing.assert_close(resumed, learnt, rtol=0, atol=0)
+
+
+class Own(Policy):
+    def decide(self, observation: Observation) -> list[float]:
+        return [0.0] * len(observation.sites)
+
+
+def test_an_own_policy_cannot_be_made_anew_by_the_trainer(tmp_path: Path) -> None:
+    with pytest.raises(skiplora_fx.UsageError, match=r"restore_callback_states_from_checkpoint .* policy=<"):
+        trained(tmp_path, {"policy": Own()}, restore_callback_states_from_checkpoint=True)
+
+
+def test_another_policy_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    trained(tmp_path, OPTIONS["threshold"], save_strategy="steps", save_steps=HALF)
+    with pytest.raises(skiplora_fx.ConfigError, match="made under policy Threshold, and this run has Prefix"):
+        trained(tmp_path / "out", OPTIONS["prefix"], tmp_path / f"checkpoint-{HALF}")
+
+
+def test_a_logged_run_has_a_line_for_each_step_and_the_losses(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    callback = SkipLoraCallback(log=path, policy="multirate", policy_kwargs={"every": 2}, warmup_steps=0, probe_every=0)
+    logs: list[dict[str, float]] = []
+
+    class Watcher(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            found.append(dict(logs))
+
+    found = logs
+    torch.compiler.reset()
+    trainer = Trainer(
+        model=models.with_lora(models.llama(2)),
+        args=arguments(tmp_path, max_grad_norm=1e-3),
+        train_dataset=rows(40),
+        callbacks=[Watcher(), callback],
+    )
+    trainer.train()
+    run = read_log(path)
+    assert run.steps == list(range(6))
+    assert list(run.losses) == [1, 3, 5]  # logged after every second step
+    assert [row[0] for row in run.open.tolist()] == [1.0, 0.0] * 3
+    norms = [entry["skiplora/grad_norm"] for entry in logs if "loss" in entry]
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)  # after clipping
+    assert all(entry["grad_norm"] > 1e-2 for entry in logs if "loss" in entry)
+
+
+def test_evaluation_in_a_run_changes_nothing(tmp_path: Path) -> None:
+    def losses(**overrides: Any) -> dict[str, Tensor]:
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        model = models.with_lora(models.llama(1))
+        callback = SkipLoraCallback(warmup_steps=0, probe_every=0, **OPTIONS["quantile, by the last ratio"])
+        args = arguments(tmp_path, **overrides)
+        Trainer(model=model, args=args, train_dataset=rows(40), eval_dataset=rows(4), callbacks=[callback]).train()
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    torch.testing.assert_close(losses(eval_strategy="steps", eval_steps=1), losses(), rtol=0, atol=0)
