@@ -11,6 +11,9 @@ from typing import NoReturn, TypeVar
 from problems import InputError
 from tune import Settings
 
+from skiplora_fx.config import CHOICES
+from skiplora_fx.policy import POLICIES
+
 BACKENDS = {"inductor": ("inductor",), "skiplora": ("skiplora",), "both": ("inductor", "skiplora")}
 """What ``--backend`` runs, in this order."""
 
@@ -74,7 +77,11 @@ def _add_setting_options(parser: argparse.ArgumentParser, demo: Settings) -> Non
     add("epochs", _number(above=0), "passes over the training data", metavar="N")
     add("max_steps", _steps, "optimizer steps, whatever --epochs says; -1: as many as it says", metavar="N")
     add("threshold", _number(), "τ: an adapter with ||Δh|| / ||h|| < τ is not run backward", metavar="τ")
-    add("scope", None, "what a skipped adapter detaches: Δh, or its layer's h + Δh", choices=("adapter", "layer"))
+    add("scope", None, "what a skipped adapter detaches: Δh, or its layer's h + Δh", choices=CHOICES["scope"])
+    add("policy", None, "who decides what is skipped; only threshold looks at τ", choices=tuple(POLICIES))
+    add("decision", None, "whose M decides: this forward's, or the last step's", choices=CHOICES["decision"])
+    add("skipped_grad", None, "the gradient of what is skipped", choices=CHOICES["skipped_grad"])
+    add("log", None, "write a line for each step under skiplora; `skiplora plot FILE` draws them", metavar="FILE")
     add("warmup_steps", _whole(0), "steps before anything is skipped", metavar="N")
     add("probe_every", _whole(0), "after that, one step in N skips nothing; 0: every step may skip", metavar="N")
     add("rank", _whole(1), "rank of the adapters", metavar="R")

@@ -28,7 +28,8 @@ class Settings:
     Attributes:
         epochs: passes over the training data, if ``max_steps`` is -1.
         max_steps: optimiser steps; -1 leaves it to ``epochs``.
-        threshold, scope, warmup_steps, probe_every: the options of the skiplora backend.
+        threshold, scope, policy, decision, skipped_grad, warmup_steps, probe_every: options of the skiplora backend.
+        log: a file for a line of JSON about each step under skiplora, which `skiplora plot` draws; none if empty.
         rank, alpha: of the adapters.
         targets: names of the layers that get an adapter, separated by commas, or ``all-linear``.
         max_length: tokens in an example.
@@ -38,8 +39,12 @@ class Settings:
     max_steps: int = -1
     threshold: float = 0.05
     scope: str = "adapter"
+    policy: str = "threshold"
+    decision: str = "current"
+    skipped_grad: str = "zero"
     warmup_steps: int = 100
     probe_every: int = 50
+    log: str = ""
     rank: int = 8
     alpha: int = 16
     targets: str = ALL_LINEAR
@@ -117,8 +122,12 @@ def with_lora(job: Job, settings: Settings) -> PeftModel:
 
 def _skip_callback(settings: Settings) -> SkipLoraCallback:
     return SkipLoraCallback(
+        log=settings.log or None,
         threshold=settings.threshold,
         scope=settings.scope,
+        policy=settings.policy,
+        decision=settings.decision,
+        skipped_grad=settings.skipped_grad,
         warmup_steps=settings.warmup_steps,
         probe_every=settings.probe_every,
     )

@@ -13,6 +13,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from skiplora_fx.read_log import read_log
+
 ROOT = Path(__file__).parent.parent
 SENTENCES = ["the cat sat on the mat", "a dog ran to the big house", "it was late and she slept"]
 
@@ -59,6 +61,17 @@ def test_the_papers_command_line_with_local_folders(model_folder: Path, glue: Pa
     assert done.returncode == 0, done.stderr
     for heading in ("untuned", "inductor", "skiplora", "backward", "skipped"):
         assert heading in done.stdout
+
+
+def test_a_policy_and_a_log(model_folder: Path, glue: Path, tmp_path: Path) -> None:
+    arguments = ["--epochs", 1, "--warmup_steps", 0, "--batch_size", 8, "--max_length", 16, "--backend", "skiplora"]
+    chosen = ["--policy", "freeze", "--decision", "previous", "--skipped_grad", "none", "--log", tmp_path / "log.jsonl"]
+    data = ["--model_name", model_folder, "--dataset", glue, "--task", "mrpc"]
+    done = run("examples/train.py", *data, *arguments, *chosen)
+    assert done.returncode == 0, done.stderr
+    opens = read_log(tmp_path / "log.jsonl").open
+    assert opens.shape[0] == 4
+    assert opens[0].tolist() == [0.0] * (opens.shape[1] // 2) + [1.0] * (opens.shape[1] // 2)
 
 
 def test_a_model_that_is_nowhere_is_one_paragraph(glue: Path) -> None:
