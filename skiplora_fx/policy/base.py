@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 OPEN, SHUT = 0.0, math.inf
 """The thresholds that keep a gate open, and shut, whatever its ratio is."""
@@ -113,11 +113,11 @@ class Policy:
     where a forward meets sites for the first time, and must say the same of sites it has seen.
     """
 
-    needs_history: ClassVar[bool] = True
+    needs_history: bool = True
     """Whether it looks at ratios. If not, nothing waits for a GPU to tell them."""
-    needs_gradients: ClassVar[bool] = False
+    needs_gradients: bool = False
     """Whether it looks at gradient norms."""
-    needs_costs: ClassVar[bool] = False
+    needs_costs: bool = False
     """Whether it looks at costs. If so, Inductor's caches are off for its graphs, as they do not keep any."""
 
     def decide(self, observation: Observation) -> Sequence[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from .base import OPEN, SHUT, Costs, Observation, Policy
 from .checks import check_count, check_share
@@ -28,7 +28,7 @@ class Budget(Policy):
         every: steps for which a choice is held.
     """
 
-    needs_costs: ClassVar[bool] = True
+    needs_costs = True
     target: float = 0.6
     every: int = 25
     _shut: list[str] = field(default_factory=list, init=False, repr=False)

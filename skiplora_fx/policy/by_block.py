@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import ClassVar
 
 from .base import Observation, Policy
 from .checks import check_count, check_share
@@ -24,7 +23,7 @@ class RandomBlocks(Policy):
         seed: of the draws. Those of a step depend on the step's number alone.
     """
 
-    needs_history: ClassVar[bool] = False
+    needs_history = False
     rate: float = 0.5
     seed: int = 0
 
@@ -47,7 +46,7 @@ class CyclicBlocks(Policy):
         hold: steps for which the window stays.
     """
 
-    needs_history: ClassVar[bool] = False
+    needs_history = False
     share: float = 0.5
     hold: int = 1
 

@@ -24,7 +24,7 @@ class Freeze(Policy):
         share: of the blocks, rounded down, from 0 to 1.
     """
 
-    needs_history: ClassVar[bool] = False
+    needs_history = False
     share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Multirate(Policy):
         every: k.
     """
 
-    needs_history: ClassVar[bool] = False
+    needs_history = False
     share: float = 0.5
     every: int = 4
 

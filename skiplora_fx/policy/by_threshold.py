@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from .checks import check_count, check_share
 class Threshold(Policy):
     """The rule of SkipLoRA: a gate is shut where ``M < τ``, with τ from the option ``threshold``."""
 
-    needs_history: ClassVar[bool] = False
+    needs_history = False
 
     def decide(self, observation: Observation) -> list[float]:
         """Return each site's own τ."""

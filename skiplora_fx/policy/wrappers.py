@@ -16,20 +16,10 @@ class Wrapper(Policy):
 
     inner: Any
 
-    @property
-    def needs_history(self) -> bool:  # type: ignore[override]  # a class variable there; here it depends on the inside
-        """As the policy inside."""
-        return needs(self.inner, "history")
-
-    @property
-    def needs_gradients(self) -> bool:  # type: ignore[override]
-        """As the policy inside."""
-        return needs(self.inner, "gradients")
-
-    @property
-    def needs_costs(self) -> bool:  # type: ignore[override]
-        """As the policy inside."""
-        return needs(self.inner, "costs")
+    def __post_init__(self) -> None:
+        self.needs_history = needs(self.inner, "history")
+        self.needs_gradients = needs(self.inner, "gradients")
+        self.needs_costs = needs(self.inner, "costs")
 
     def decide(self, observation: Observation) -> Sequence[float]:
         """Return what the policy inside does."""
