@@ -24,7 +24,7 @@ class RuntimeCalls:
             graph is called with and does not train.
         gate: ``(runtime, x, open, sites, written) -> x``, the conditional detach; ``written`` says whether anybody
             writes into what it returns.
-        truncate: ``(runtime, x, sites) -> None``, which stops the gradient of x where it is of use to none of ``sites``.
+        truncate: ``(runtime, x, sites) -> None``, which stops x's gradient where that is of use to none of ``sites``.
         record: ``(runtime, ratios, opens) -> None``, at the end of a forward.
     """
 

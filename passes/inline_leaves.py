@@ -19,8 +19,8 @@ def inline_leaves(gm: fx.GraphModule) -> None:
     Out:
         The same graph. A call stays where the module's forward cannot be traced by itself, does something else in
         training mode than in eval mode (dropout, batch norm: the graph is to follow ``train()`` and ``eval()``), or
-        is not all that a call runs (hooks, parametrizations), or where it is called with more than one input. So do modules that are not torch's: whoever traced the
-        graph asked for them to be left whole.
+        is not all that a call runs (hooks, parametrizations), or where it is called with more than one input. So do
+        modules that are not torch's: whoever traced the graph asked for them to be left whole.
     """
     graphs: dict[nn.Module, fx.Graph | None] = {}
     for node in gm.graph.find_nodes(op="call_module"):

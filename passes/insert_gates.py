@@ -55,9 +55,9 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
         from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
         gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part. Where adapters
         are chained on a layer, the layer scope gates each Δh by its own decision, and the layer while any of them is
-        open. Who reads, by whatever name, what an addition in place has written, reads it behind the gate. *held*: decisions are taken before the
-        forward. Then each threshold is 0, for open, or infinite, ratios are measured but decide nothing, and
-        the thresholds are on the CPU, and so are the decisions.
+        open. Who reads, by whatever name, what an addition in place has written, reads it behind the gate. *held*:
+        decisions are taken before the forward. Then each threshold is 0, for open, or infinite, ratios are measured but
+        decide nothing, and the thresholds are on the CPU, and so are the decisions.
 
     Raises:
         InternalError: a checkpoint body does not return a tuple.

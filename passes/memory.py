@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import fx
 from .linear_operators import is_in_place, is_metadata, names, operator_name
 
 _MAY_RETURN_THEIR_INPUT = names(
-    "getitem getattr identity dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d "
-    "float double half bfloat16 type cpu cuda"
+    "getitem getattr identity float double half bfloat16 type cpu cuda "
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
 )
 """Operators that may give their input back, or a part of it, and whose schema, if they have one, does not say so."""
 
@@ -54,7 +54,7 @@ def _inplace_argument(node: fx.Node) -> bool:
     return bool(node.args[place] if place < len(node.args) else node.kwargs.get("inplace", False))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _position_of_inplace(target: Callable[..., Any]) -> int | None:
     try:
         parameters = list(inspect.signature(target).parameters)
@@ -95,7 +95,7 @@ def _may_alias(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(dict.fromkeys((*written, *(node.all_input_nodes[:1] if aliased else ()))))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _may_return_input(name: str) -> bool:
     """Return whether an operator's result may be its first input; what torch does not know under this name may."""
     packet = getattr(torch.ops.aten, name, None)

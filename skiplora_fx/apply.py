@@ -14,6 +14,7 @@ from ._torch_compat import fake_propagate, flatten_inputs, has_pytree_inputs, is
 from .config import SkipLoraConfig
 from .eager import CALLS, GateRuntime
 from .errors import ConfigError, UsageError, reason_of
+from .gated_module import GatedModule
 from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
@@ -76,8 +77,10 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     carried = {node: position for position, node in enumerate(trained)}
     runtime = GateRuntime([Slot.of(site, carried) for site in findings.sites], config)
     others_trained = [name for name, parameter in lifted.items() if parameter.trained]
-    gated = attach_runtime(pipeline.gated, runtime, CALLS, original.graph, others_trained)
-    insert_truncations(gated, lifted, CALLS.gate, CALLS.truncate)
+    gm = attach_runtime(pipeline.gated, runtime, CALLS, original.graph, others_trained)
+    insert_truncations(gm, lifted, CALLS.gate, CALLS.truncate)
+    gated = GatedModule(gm, gm.graph)
+    gated.meta = gm.meta
     gated.train(original.training)
     _bind(gated, runtime, findings, inputs, config)
     return gated
@@ -131,8 +134,8 @@ def _check_attributes(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if node.op in ("get_attr", "call_module") and not _has_attribute(gm, str(node.target)):
             raise UsageError(
-                f"apply: the graph's node {node.name} ({node.op}) names {node.target!r}, which the module does not have. "
-                "Give the module that the graph belongs to."
+                f"apply: the graph's node {node.name} ({node.op}) names {node.target!r}, which the module does not "
+                "have. Give the module that the graph belongs to."
             )
 
 

@@ -62,7 +62,7 @@ class GateRuntime(nn.Module):
     def bind(self, trained: Sequence[Tensor]) -> Binding:
         """Return the sites that train ``trained``."""
         if self._binding is None or not self._binding.is_current(trained):
-            self._binding = bind(trained, self.slots, self._controller)
+            self._binding = bind(trained, self.slots, self._controller, owner=self)
         return self._binding
 
     @property
