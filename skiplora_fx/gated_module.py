@@ -20,7 +20,13 @@ class GatedModule(fx.GraphModule):
                 "put there, cannot. Save the state_dict, or the program (torch.export.save) and apply again; or gate a "
                 "graph from torch.fx.symbolic_trace or make_fx."
             )
-        for node in self.graph.find_nodes(op="placeholder"):
-            if isinstance(node.type, str):  # as under "from __future__ import annotations": fx cannot import a string
-                node.type = None
+        self._forget_types_that_are_text()
         return super().__reduce__()
+
+    def _forget_types_that_are_text(self) -> None:
+        """Take away annotations that fx cannot import, as ``from __future__ import annotations`` leaves them."""
+        textual = [node for node in self.graph.find_nodes(op="placeholder") if isinstance(node.type, str)]
+        for node in textual:
+            node.type = None
+        if textual:
+            self.recompile()
