@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import fx, nn
 
 from ..gate import GATE
 from .insert_gates import GatedGraph
-from .linear_operators import is_in_place
+from .memory import sharing_memory, writes
 
 _NAME = "skiplora_runtime"
 
@@ -22,9 +21,10 @@ class RuntimeCalls:
 
     Attributes:
         thresholds: ``(runtime, trained, inputs) -> float32 [n]``, with what the sites train, and whatever else the
-            graph is called with.
-        gate: ``(runtime, x, open, sites, copy) -> x``, the conditional detach.
-        truncate: ``(runtime, x, sites, copy) -> x``, which stops a gradient that is of use to none of ``sites``.
+            graph is called with and does not train.
+        gate: ``(runtime, x, open, sites, written) -> x``, the conditional detach; ``written`` says whether anybody
+            writes into what it returns.
+        truncate: ``(runtime, x, sites) -> None``, which stops x's gradient where that is of use to none of ``sites``.
         record: ``(runtime, ratios, opens) -> None``, at the end of a forward.
     """
 
@@ -34,23 +34,24 @@ class RuntimeCalls:
     record: Callable[..., Any]
 
 
-def attach_runtime(gated: GatedGraph, runtime: nn.Module, calls: RuntimeCalls, original: fx.Graph) -> fx.GraphModule:
+def attach_runtime(
+    gated: GatedGraph, runtime: nn.Module, calls: RuntimeCalls, original: fx.Graph, trained: Collection[str] = ()
+) -> fx.GraphModule:
     """Turn a gated graph's extra input and outputs into calls, in place.
 
     In:
-        What ``insert_gates`` made of a graph that returns a tuple of one: what ``original`` returns.
+        What ``insert_gates`` made of a graph that returns a tuple of one: what ``original`` returns. ``trained`` are
+        the names of inputs that hold parameters which train, of sites or not.
     Out:
         Its module, which takes and returns what ``original`` does, and holds ``runtime`` as a submodule.
     Terms:
-        Each ``skiplora::gate`` becomes ``calls.gate``. Who writes into a gate's output gets a copy, as
-        autograd allows no write into a view that a function of ours returned.
+        Each ``skiplora::gate`` becomes ``calls.gate``.
     """
     graph = gated.gm.graph
     gated.gm.add_submodule(_NAME, runtime)
-    thresholds = graph.find_nodes(op="placeholder")[-1]
-    with graph.inserting_after(thresholds):
+    with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
         reference = graph.get_attr(_NAME)
-    _read_thresholds(graph, gated, thresholds, reference, calls)
+    _read_thresholds(graph, gated, reference, calls, trained)
     for node in graph.find_nodes(op="call_function", target=GATE):
         _replace_gate(graph, node, reference, calls)
     output = graph.output_node()
@@ -58,7 +59,7 @@ def attach_runtime(gated: GatedGraph, runtime: nn.Module, calls: RuntimeCalls, o
     assert isinstance(results, (tuple, list))
     result, ratios, opens = results
     with graph.inserting_before(output):
-        graph.call_function(calls.record, (reference, ratios, opens))
+        call(graph, calls.record, reference, ratios, opens)
     output.args = (result,)
     graph._codegen = original._codegen
     graph.lint()
@@ -66,36 +67,39 @@ def attach_runtime(gated: GatedGraph, runtime: nn.Module, calls: RuntimeCalls, o
     return gated.gm
 
 
+def call(graph: fx.Graph, function: Callable[..., Any], *args: Any) -> fx.Node:
+    """Write a call of one of the :class:`RuntimeCalls`, which another trace of the graph keeps as it is.
+
+    A graph is traced again when it is unpickled.
+    """
+    node = graph.call_function(function, args)
+    node.meta["is_wrapped"] = True  # what torch.fx.wrap notes: the graph's code then wraps the function itself
+    return node
+
+
 def _read_thresholds(
-    graph: fx.Graph, gated: GatedGraph, thresholds: fx.Node, reference: fx.Node, calls: RuntimeCalls
+    graph: fx.Graph, gated: GatedGraph, reference: fx.Node, calls: RuntimeCalls, trained: Collection[str]
 ) -> None:
     with graph.inserting_before(reference.next):
         held: dict[Any, fx.Node] = {}
         for node in gated.trained:  # where the graph holds a parameter itself, it may read it only later
             if node.op == "get_attr" and node.target not in held:
                 held[node.target] = graph.get_attr(str(node.target))
-        trained = [held.get(node.target, node) for node in gated.trained]
-        inputs = [node for node in graph.find_nodes(op="placeholder") if node not in (thresholds, *gated.trained)]
-        read = graph.call_function(calls.thresholds, (reference, trained, inputs))
-    thresholds.replace_all_uses_with(read)
-    graph.erase_node(thresholds)
+        keys = [held.get(node.target, node) for node in gated.trained]
+        others = [node for node in graph.find_nodes(op="placeholder") if node.name not in trained]
+        others.remove(gated.thresholds)
+        read = call(graph, calls.thresholds, reference, keys, others)
+    gated.thresholds.replace_all_uses_with(read)
+    graph.erase_node(gated.thresholds)
 
 
 def _replace_gate(graph: fx.Graph, node: fx.Node, reference: fx.Node, calls: RuntimeCalls) -> None:
     x, opened, sites = node.args
-    written = any(_writes_into(user, node) for user in node.users)
+    aliases = sharing_memory(node)
+    written = any(not aliases.isdisjoint(writes(user)) for alias in aliases for user in alias.users)
     with graph.inserting_before(node):
-        gate = graph.call_function(calls.gate, (reference, x, opened, sites, written))
+        gate = call(graph, calls.gate, reference, x, opened, sites, written)
     assert isinstance(x, fx.Node)
-    gate.meta = dict(x.meta)
+    gate.meta.update(x.meta)
     node.replace_all_uses_with(gate)
     graph.erase_node(node)
-
-
-def _writes_into(user: fx.Node, node: fx.Node) -> bool:
-    if user.op == "call_module":
-        owner = user.graph.owning_module
-        return owner is not None and bool(getattr(owner.get_submodule(str(user.target)), "inplace", False))
-    if user.kwargs.get("inplace") or user.target is operator.setitem:
-        return True
-    return is_in_place(user) and user.args[0] is node

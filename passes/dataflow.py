@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from .linear_operators import Role, data_inputs, is_in_place, is_metadata, names, operator_name, role_of
+from .memory import writes
 
 Roots = tuple[fx.Node, ...]
 """The parameters of the whole graph, as nodes of its root, that something static is computed from; in order."""
@@ -72,8 +73,8 @@ class Dataflow:
                 inputs = tuple(node.all_input_nodes)
             self._reads[node] = {raw: current.get(raw, raw) for raw in inputs if _holds_tensors(raw)}
             self._roots[node] = seeds.get(node, ()) if not self._reads[node] else self._union(node)
-            if is_in_place(node) and isinstance(node.args[0], fx.Node):
-                current.update(dict.fromkeys(_sharing_memory(node.args[0]), node))
+            for written in writes(node):
+                current.update(dict.fromkeys(_through_views(written), node))
         for node in _alive(graph):
             for source in self._reads[node].values():
                 self._readers[source][node] = None
@@ -132,9 +133,10 @@ def _holds_tensors(node: fx.Node) -> bool:
     return isinstance(value, Tensor) or is_in_place(node) or (value is None and node.op == "get_attr")
 
 
-def _sharing_memory(node: fx.Node) -> Iterator[fx.Node]:
+def _through_views(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield ``node`` and what it is a view, or the written result, of: all of it is another value after a write."""
     yield node
-    while is_view(node) and isinstance(node.args[0], fx.Node):
+    while (is_view(node) or is_in_place(node)) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         yield node
 
@@ -143,7 +145,7 @@ def _alive(graph: fx.Graph) -> list[fx.Node]:
     """Return the nodes that are of any use: tracing leaves calls behind whose results nobody reads."""
     alive: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        removable = node.op in ("call_function", "call_method") and not is_in_place(node)
+        removable = node.op in ("call_function", "call_method") and not writes(node)
         if not removable or any(user in alive for user in node.users):
             alive.add(node)
     return [node for node in graph.nodes if node in alive]

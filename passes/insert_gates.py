@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from ..gate import DECIDE, GATE, HOLD
 from ..site import Site
 from .copying import GraphCopy
 from .dataflow import value_of
+from .memory import sharing_memory, writes
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,16 @@ class GatedGraph:
     """A graph with gates.
 
     Attributes:
-        gm: takes one more input, at the end: the thresholds, float32 ``[n]``. Returns two more outputs, at
-            the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n]``, True where open.
+        gm: takes one more input, at the end (only ``**kwargs`` come later): the thresholds, float32 ``[n]``. Returns
+            two more outputs, at the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n]``, True where open.
+        thresholds: that input.
         sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
         gates: for each gate in the graph the indices of its sites.
         trained: the nodes of ``gm`` that hold what any site trains, each once.
     """
 
     gm: fx.GraphModule
+    thresholds: fx.Node
     sites: tuple[Site, ...]
     gates: tuple[tuple[int, ...], ...]
     trained: tuple[fx.Node, ...] = ()
@@ -49,10 +53,11 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     Terms:
         *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
         from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
-        gates Δh; ``"layer"`` gates h + Δh. Where adapters are chained on a layer, the layer scope gates each
-        Δh by its own decision, and the layer while any of them is open. *held*: decisions are taken before the
-        forward. Then each threshold is 0, for open, or infinite, ratios are measured but decide nothing, and
-        the thresholds are on the CPU, and so are the decisions.
+        gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part. Where adapters
+        are chained on a layer, the layer scope gates each Δh by its own decision, and the layer while any of them is
+        open. Who reads, by whatever name, what an addition in place has written, reads it behind the gate. *held*:
+        decisions are taken before the forward. Then each threshold is 0, for open, or infinite, ratios are measured but
+        decide nothing, and the thresholds are on the CPU, and so are the decisions.
 
     Raises:
         InternalError: a checkpoint body does not return a tuple.
@@ -65,7 +70,7 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     copy.gm.graph.lint()
     copy.gm.recompile()
     trained = dict.fromkeys(copy.nodes[node] for site in sites for node in site.trained)
-    return GatedGraph(copy.gm, tuple(sites), tuple(writer.gates), tuple(trained))
+    return GatedGraph(copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(trained))
 
 
 class _Norms(NamedTuple):
@@ -99,17 +104,23 @@ class _Writer:
         return norms
 
     def _write_gates(self, copy: GraphCopy, site: Site, opens: dict[int, fx.Node]) -> None:
-        join, delta = copy.nodes[site.join], copy.nodes[site.delta]
+        join = copy.nodes[site.join]
         graph = copy.gm.graph
         chained = site.chain > 0 or not site.last
         if self._scope == "adapter" or chained:
-            with graph.inserting_before(join):
-                gate = _call(graph, GATE, delta, opens[site.index], [site.index])
-            join.replace_input_with(delta, gate)
-            self.gates.append((site.index,))
+            self._write_adapter_gate(graph, join, _addend(copy, site), site, opens[site.index])
         if self._scope == "layer" and site.last:
             indices = tuple(range(site.index - site.chain, site.index + 1))
             self._write_layer_gate(graph, join, indices, [opens[index] for index in indices])
+
+    def _write_adapter_gate(self, graph: fx.Graph, join: fx.Node, delta: fx.Node, site: Site, open: fx.Node) -> None:
+        written = writes(join)
+        with graph.inserting_before(join):
+            gate = _call(graph, GATE, delta, open, [site.index])
+        join.replace_input_with(delta, gate)
+        if delta in written:
+            _hand_on(delta, join, join)
+        self.gates.append((site.index,))
 
     def _write_layer_gate(self, graph: fx.Graph, join: fx.Node, indices: tuple[int, ...], opens: list[fx.Node]) -> None:
         with graph.inserting_after(join):
@@ -117,7 +128,8 @@ class _Writer:
         with graph.inserting_before(gate):
             for other in opens[1:]:
                 gate.update_arg(1, _call(graph, torch.logical_or, gate.args[1], other))
-        join.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
+        if all(_hand_on(written, join, gate) for written in writes(join)):
+            join.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
         self.gates.append(indices)
 
     def _write_body(
@@ -147,13 +159,38 @@ class _Writer:
             ]
 
 
+def _hand_on(written: fx.Node, join: fx.Node, value: fx.Node) -> bool:
+    """Have all that read what ``join`` wrote into ``written`` read ``value``; return whether they do so by that name.
+
+    If somebody reads it as a view, or as part of a larger tensor, ``value`` is written into that memory instead.
+    """
+    graph = join.graph
+    aliases = sharing_memory(written) - {written, join, value}
+    if any(alias < join and any(join < user for user in alias.users) for alias in aliases):
+        with graph.inserting_after(value):
+            graph.call_method("copy_", (written if value is join else join, value))
+        return False
+    written.replace_all_uses_with(value, delete_user_cb=lambda user: value < user)
+    return True
+
+
+def _addend(copy: GraphCopy, site: Site) -> fx.Node:
+    """Return what Δh is called in the copy: a gate before it may have taken its name."""
+    addend = copy.nodes[site.join].args[site.join.args.index(site.delta)]
+    assert isinstance(addend, fx.Node)
+    return addend
+
+
 def _write_norms(copy: GraphCopy, site: Site, known: dict[fx.Node, fx.Node]) -> _Norms:
+    join, delta = copy.nodes[site.join], _addend(copy, site)
     graph = copy.gm.graph
-    with graph.inserting_before(copy.nodes[site.join]):
-        # Kept by node, as the join may be in place and h be gone when a chained adapter asks for it again.
-        if site.h not in known:
-            known[site.h] = _write_norm(graph, copy.nodes[site.h])
-        return _Norms(_write_norm(graph, copy.nodes[site.delta]), known[site.h])
+    with graph.inserting_before(join):
+        # That of a chain is the layer's, which the additions before may have overwritten.
+        if site.chain == 0:
+            (h,) = (node for node in join.args if node is not delta)
+            assert isinstance(h, fx.Node)
+            known[site.h] = _write_norm(graph, h)
+        return _Norms(_write_norm(graph, delta), known[site.h])
 
 
 def _write_ratio(graph: fx.Graph, norms: _Norms) -> fx.Node:
@@ -163,8 +200,12 @@ def _write_ratio(graph: fx.Graph, norms: _Norms) -> fx.Node:
 
 def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
     detached = graph.call_method("detach", (node,))
-    if value_of(node).dtype is torch.float64:  # vector_norm refuses to narrow its input
+    dtype = value_of(node).dtype
+    # vector_norm refuses to narrow its input, and a module may be converted after it was gated.
+    if dtype is torch.float64:
         return graph.call_method("float", (_call(graph, torch.linalg.vector_norm, detached),))
+    if dtype is torch.float32:
+        return _call(graph, torch.linalg.vector_norm, graph.call_method("float", (detached,)))
     return graph.call_function(torch.linalg.vector_norm, (detached,), {"dtype": torch.float32})
 
 
@@ -179,8 +220,14 @@ def _write_decision(copy: GraphCopy, site: Site, norms: _Norms | None, threshold
 
 def _add_input(graph: fx.Graph, name: str) -> fx.Node:
     inputs = graph.find_nodes(op="placeholder")
-    with graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before(next(iter(graph.nodes))):
-        node = graph.placeholder(name)
+    # Python wants a default after one, and nothing after **kwargs.
+    default = None if any(node.args for node in inputs) else inspect.Parameter.empty
+    if inputs and str(inputs[-1].target).startswith("**"):
+        place = graph.inserting_before(inputs[-1])
+    else:
+        place = graph.inserting_after(inputs[-1]) if inputs else graph.inserting_before(next(iter(graph.nodes)))
+    with place:
+        node = graph.placeholder(name, default_value=default)
     set_placeholder_source(node, like=None)
     return node
 

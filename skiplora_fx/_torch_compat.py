@@ -22,6 +22,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule  # w
 from torch.fx.node import has_side_effect  # keeps dead-code elimination off; not exported by torch.fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # fills meta["val"]
 from torch.utils import _pytree as pytree  # the only flattening that gives the path of each leaf
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "CustomGraphPass",
@@ -52,6 +53,7 @@ __all__ = [
     "static_fake",
     "trace_structured",
     "traced_module",
+    "tree_leaves",
     "unwrap_compiled",
 ]
 
@@ -187,7 +189,14 @@ def fake_propagate(gm: fx.GraphModule, inputs: Sequence[Any]) -> None:
     """Run a graph on fake tensors, and leave each node's in ``meta["val"]``; nothing is computed."""
     with torch.no_grad():
         arguments = gm.graph.process_inputs(*inputs) if has_pytree_inputs(gm) else inputs
-        FakeTensorProp(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*arguments)
+        _FakeRun(gm, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*arguments)
+
+
+class _FakeRun(FakeTensorProp):
+    """Takes what a graph of ``forward(*args, **kwargs)`` is given by position: no keywords."""
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return {} if str(target).startswith("**") else super().placeholder(target, args, kwargs)
 
 
 def has_pytree_inputs(gm: fx.GraphModule) -> bool:

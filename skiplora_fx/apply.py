@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ._torch_compat import fake_propagate, flatten_inputs, has_hooks, has_pytree_inputs, is_compiled_wrapper
+from ._torch_compat import fake_propagate, flatten_inputs, has_pytree_inputs, is_compiled_wrapper
 from .config import SkipLoraConfig
 from .eager import CALLS, GateRuntime
 from .errors import ConfigError, UsageError, reason_of
+from .gated_module import GatedModule
 from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .passes.attach_runtime import attach_runtime
+from .passes.check_dtypes import check_dtypes
 from .passes.copying import GraphCopy
 from .passes.dataflow import value_of
+from .passes.inline_leaves import inline_leaves
 from .passes.insert_truncations import insert_truncations
 from .passes.parameters import Lifted
 from .registry import learn_names
@@ -46,16 +49,18 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
         A gated copy, which takes and returns what the graph does. If nothing in it can be gated, a plain copy.
 
     Raises:
-        UsageError: not a graph or module; no shapes are known; the graph does not run on these inputs.
+        UsageError: not a graph or module; no shapes are known; the graph does not run on these inputs, or names a
+            module or parameter that is not there.
         ConfigError: an option is unknown or out of range, or a threshold's glob matches no site.
     """
     config = _config(options)
     original = _traced(graph_module, example_inputs)
+    _check_attributes(original)
     copy = GraphCopy.of(original)
     gm = copy.gm
     gm.graph._codegen = original.graph._codegen
     gm.train(original.training)
-    _inline_leaves(gm)
+    inline_leaves(gm)
     _note_shapes(gm, example_inputs)
     lifted, inputs = _lifted(gm, example_inputs)
 
@@ -71,8 +76,11 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     trained = list(dict.fromkeys(node for site in findings.sites for node in site.trained))
     carried = {node: position for position, node in enumerate(trained)}
     runtime = GateRuntime([Slot.of(site, carried) for site in findings.sites], config)
-    gated = attach_runtime(pipeline.gated, runtime, CALLS, original.graph)
-    insert_truncations(gated, lifted, CALLS.gate, CALLS.truncate)
+    others_trained = [name for name, parameter in lifted.items() if parameter.trained]
+    gm = attach_runtime(pipeline.gated, runtime, CALLS, original.graph, others_trained)
+    insert_truncations(gm, lifted, CALLS.gate, CALLS.truncate)
+    gated = GatedModule(gm, gm.graph)
+    gated.meta = gm.meta
     gated.train(original.training)
     _bind(gated, runtime, findings, inputs, config)
     return gated
@@ -122,37 +130,21 @@ def _type(value: object) -> str:
     return type(value).__name__
 
 
-_LEAVES: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.Linear: F.linear,
-    nn.Embedding: F.embedding,
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
-}
+def _check_attributes(gm: fx.GraphModule) -> None:
+    for node in gm.graph.nodes:
+        if node.op in ("get_attr", "call_module") and not _has_attribute(gm, str(node.target)):
+            raise UsageError(
+                f"apply: the graph's node {node.name} ({node.op}) names {node.target!r}, which the module does not "
+                "have. Give the module that the graph belongs to."
+            )
 
 
-def _inline_leaves(gm: fx.GraphModule) -> None:
-    """Write calls of linears, convolutions and embeddings, which symbolic_trace leaves whole, as functions."""
-    for node in gm.graph.find_nodes(op="call_module"):
-        module = gm.get_submodule(str(node.target))
-        function = _LEAVES.get(type(module))
-        if function is None or has_hooks(module) or getattr(module, "padding_mode", "zeros") != "zeros":
-            continue
-        with gm.graph.inserting_before(node):
-            weight = gm.graph.get_attr(f"{node.target}.weight")
-            bias = gm.graph.get_attr(f"{node.target}.bias") if getattr(module, "bias", None) is not None else None
-            call = gm.graph.call_function(function, (*node.args, weight, *_arguments(module, bias)), dict(node.kwargs))
-        call.meta = dict(node.meta)
-        node.replace_all_uses_with(call)
-        gm.graph.erase_node(node)
-
-
-def _arguments(module: Any, bias: fx.Node | None) -> tuple[Any, ...]:
-    if isinstance(module, nn.Linear):
-        return (bias,)
-    if isinstance(module, nn.Embedding):
-        return module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse
-    return bias, module.stride, module.padding, module.dilation, module.groups
+def _has_attribute(owner: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True
 
 
 def _note_shapes(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
@@ -161,6 +153,7 @@ def _note_shapes(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
         _check_number(gm, examples)
         try:
             fake_propagate(gm, examples)
+            check_dtypes(gm.graph)
         except Exception as error:
             raise UsageError(
                 f"apply: the graph does not run on these example inputs ({_shapes(examples)}): {reason_of(error)}. "
@@ -175,14 +168,24 @@ def _note_shapes(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
 
 def _check_number(gm: fx.GraphModule, examples: Sequence[Any]) -> None:
     inputs = gm.graph.find_nodes(op="placeholder")
-    needed = sum(not node.args for node in inputs)  # of the others a default is known
+    starred = [node for node in inputs if _is_starred(node)]
+    needed = sum(not node.args for node in inputs) - len(starred)  # of the others a default is known
+    most = math.inf if any(not _takes_keywords(node) for node in starred) else len(inputs) - len(starred)
     given = len(flatten_inputs(examples)) if has_pytree_inputs(gm) else len(examples)
-    if not needed <= given <= len(inputs):
+    if not needed <= given <= most:
         names = ", ".join(str(node.target) for node in inputs)
         raise UsageError(
             f"apply: the graph takes {len(inputs)} inputs ({names}), but there are {given} example inputs "
             f"({_shapes(examples)}). Give what the graph is called with."
         )
+
+
+def _is_starred(node: fx.Node) -> bool:
+    return str(node.target).startswith("*")
+
+
+def _takes_keywords(node: fx.Node) -> bool:
+    return str(node.target).startswith("**")
 
 
 def _shapes(examples: Sequence[Any]) -> str:
@@ -196,10 +199,11 @@ def _lifted(gm: fx.GraphModule, examples: Sequence[Any]) -> tuple[dict[str, Lift
     in ``{**named_parameters, **named_buffers}``. Where a graph has no other parameters at all, a leaf that
     requires a gradient is one too.
     """
-    placeholders = [node.name for node in gm.graph.find_nodes(op="placeholder")]
-    leaves = flatten_inputs(examples)
-    if len(leaves) != len(placeholders):
-        return {}, {}
+    inputs = [node for node in gm.graph.find_nodes(op="placeholder") if not _is_starred(node)]
+    leaves = flatten_inputs(examples)[: len(inputs)]
+    if not has_pytree_inputs(gm):
+        leaves = [((str(place),), example) for place, example in enumerate(examples[: len(inputs)])]
+    placeholders = [node.name for node in inputs[: len(leaves)]]  # for the others their defaults stand
     given = {name: leaf for name, (_, leaf) in zip(placeholders, leaves, strict=True) if isinstance(leaf, Tensor)}
     own = any(parameter.requires_grad for parameter in gm.parameters())
     surely = [isinstance(leaf, nn.Parameter) for _, leaf in leaves]

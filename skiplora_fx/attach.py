@@ -19,10 +19,11 @@ from .host_copy import HostCopy
 from .live_site import LiveSite, StepClock
 from .policy import needs
 from .registry import (
+    counted_by,
     flush,
     learn_names,
     leave_to_read,
-    parameters_counted_by,
+    owners_in,
     set_clock,
     sites_of,
     trained_parameters,
@@ -44,6 +45,7 @@ class Attachment:
     clock: StepClock
     log: StepLog | None
     _parameters: list[weakref.ref[Tensor]]
+    _owners: weakref.WeakSet[Any]
     _handles: list[Any] = field(default_factory=list)
     _measured: list[LiveSite] = field(default_factory=list)
 
@@ -52,9 +54,9 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for parameter in parameters_counted_by(self.clock):
+        for parameter, owners in counted_by(self.clock):
             # One clock each: graphs that hold a part of the sites would otherwise count one backward several times.
-            set_clock(parameter, StepClock(self.clock.steps))
+            set_clock(parameter, StepClock(self.clock.steps), owners)
         flush()
         if self.log is not None:
             self.log.close()
@@ -76,7 +78,7 @@ class Attachment:
     def sites(self) -> list[LiveSite]:
         """Return the sites whose steps are counted, in the order of the forward."""
         parameters = (parameter for known in self._parameters if (parameter := known()) is not None)
-        controllers = _controllers(sites_of(parameters))
+        controllers = _controllers(sites_of(parameters, list(self._owners)))
         return [site for controller in controllers for site in controller.sites() if site.clock is self.clock]
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,11 +126,13 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
     trained = trained_parameters(model)
     _check_optimizer(optimizer, trained)
     learn_names(model)
-    steps = max((site.clock.steps for site in sites_of(trained)), default=0)
+    owners = owners_in(model)
+    steps = max((site.clock.steps for site in sites_of(trained, owners)), default=0)
     clock = StepClock(steps, attached=True, timed=log is not None)
     for parameter in trained:
-        set_clock(parameter, clock)
-    attachment = Attachment(clock, StepLog(log) if log is not None else None, list(map(weakref.ref, trained)))
+        set_clock(parameter, clock, owners)
+    written = StepLog(log) if log is not None else None
+    attachment = Attachment(clock, written, list(map(weakref.ref, trained)), weakref.WeakSet(owners))
     attachment._handles += [
         optimizer.register_step_pre_hook(lambda *_: _before_step(attachment)),
         optimizer.register_step_post_hook(lambda *_: _after_step(attachment)),

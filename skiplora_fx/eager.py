@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gate as _gate_operators  # noqa: F401 (registers torch.ops.skiplora)
-from ._torch_compat import has_side_effect
+from ._torch_compat import has_side_effect, tree_leaves
 from .config import SkipLoraConfig
 from .live_site import Slot
 from .passes.attach_runtime import RuntimeCalls
@@ -62,7 +62,7 @@ class GateRuntime(nn.Module):
     def bind(self, trained: Sequence[Tensor]) -> Binding:
         """Return the sites that train ``trained``."""
         if self._binding is None or not self._binding.is_current(trained):
-            self._binding = bind(trained, self.slots, self._controller)
+            self._binding = bind(trained, self.slots, self._controller, owner=self)
         return self._binding
 
     @property
@@ -79,7 +79,7 @@ class GateRuntime(nn.Module):
         """Start a forward; return the thresholds."""
         binding = self.bind(trained)
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
-        self.truncates = not any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        self.truncates = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs))
         return binding.thresholds(self.training)
 
     def current(self) -> Forward | None:
@@ -97,23 +97,22 @@ _handles = itertools.count()
 _runtimes: weakref.WeakValueDictionary[int, GateRuntime] = weakref.WeakValueDictionary()
 
 
-class _Gate(torch.autograd.Function):
-    """``x``, or ``x.detach()``: which of them is known when the backward arrives.
+def _stop_unless_open(x: Tensor, running: Forward | None, sites: Sequence[int]) -> None:
+    """Have ``x``'s gradient go no further if no gate of ``sites`` is open, which is known when the backward arrives.
 
-    Shut, it returns no gradient at all, so that autograd runs none of what lies below and leaves ``.grad`` as it is.
+    There is then no gradient at all, as behind ``x.detach()``, so that autograd runs none of what lies below and leaves
+    ``.grad`` as it is. ``x`` itself stays what it is, so that it may be written into, by whatever name.
     """
+    made_by, position = x.grad_fn, x.output_nr
+    if running is None or made_by is None:
+        return
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, running: Forward | None, sites: Sequence[int], copy: bool) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.running, ctx.sites = running, sites
-        return x.clone() if copy else x.view_as(x)
+    def stop(gradients: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if running.is_open(sites):
+            return None  # as they are
+        return tuple(None if place == position else gradient for place, gradient in enumerate(gradients))
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,) = grads
-        is_open = ctx.running is None or ctx.running.is_open(ctx.sites)
-        return grad if is_open else None, None, None, None
+    made_by.register_prehook(stop)
 
 
 def skiplora_thresholds(runtime: GateRuntime, trained: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
@@ -127,24 +126,34 @@ def skiplora_thresholds(runtime: GateRuntime, trained: Sequence[Tensor], inputs:
     return runtime.begin(trained, inputs)
 
 
-def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], copy: bool) -> Tensor:
+def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], written: bool) -> Tensor:
     """Return ``x``; its gradient passes if any of ``sites`` is open, and there is none if not.
 
     Under torch.compile the decision is taken in the graph, from ``open``, and a shut gate gives zeros.
+
+    Args:
+        runtime: of the graph.
+        x: what is gated.
+        open: the decision, 0-d bool.
+        sites: whose gate this is.
+        written: whether anybody writes into what this returns.
     """
     if torch.compiler.is_compiling():
         return torch.ops.skiplora.gate(x, open, sites)
-    return _Gate.apply(x, runtime.current(), sites, copy)
+    if written and x._is_view():
+        x = x.clone()  # a write into a view takes what made the view out of the way of the gradient
+    _stop_unless_open(x, runtime.current(), sites)
+    return x
 
 
-def skiplora_truncate(runtime: GateRuntime, x: Tensor, sites: Sequence[int], copy: bool) -> Tensor:
-    """Return ``x``; its gradient passes if any of ``sites`` is open, or an input of the graph wants one.
+@has_side_effect
+def skiplora_truncate(runtime: GateRuntime, x: Tensor, sites: Sequence[int]) -> None:
+    """Have the gradient of ``x`` pass only if any of ``sites`` is open, or an input of the graph wants one.
 
     Under torch.compile it always does: there a decision cannot keep work from being run.
     """
-    if torch.compiler.is_compiling() or not runtime.truncates:
-        return x
-    return _Gate.apply(x, runtime.current(), sites, copy)
+    if not torch.compiler.is_compiling() and runtime.truncates:
+        _stop_unless_open(x, runtime.current(), sites)
 
 
 @has_side_effect

@@ -11,7 +11,7 @@ from .config import checked_threshold, match_sites
 from .errors import UsageError
 from .live_site import LiveSite, SiteState
 from .policy import Threshold
-from .registry import flush, learn_names, sites_of, trained_parameters
+from .registry import flush, learn_names, owners_in, sites_of, trained_parameters
 
 
 def sites(model: nn.Module) -> list[SiteState]:
@@ -64,7 +64,7 @@ def _check_policy(site: LiveSite) -> None:
 
 def has_states(model: nn.Module) -> bool:
     """Return whether any parameter of ``model`` belongs to a gated site."""
-    return any(True for _ in sites_of(model.parameters()))
+    return any(True for _ in sites_of(model.parameters(), owners_in(model)))
 
 
 def live_sites(model: nn.Module) -> Iterator[LiveSite]:
@@ -72,4 +72,4 @@ def live_sites(model: nn.Module) -> Iterator[LiveSite]:
     model = unwrap_compiled(model)
     learn_names(model)
     flush()
-    yield from sites_of(trained_parameters(model))
+    yield from sites_of(trained_parameters(model), owners_in(model))

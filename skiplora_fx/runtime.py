@@ -20,7 +20,7 @@ from .enclosing import model_of, owner_of
 from .host_copy import HostCopy
 from .live_site import LiveSite, Slot
 from .passes.flops import Flops
-from .registry import controller_of, is_live, learn_names, leave_to_read, site_of
+from .registry import BACKEND, controller_of, is_live, learn_names, leave_to_read, site_of
 from .stopwatch import Stopwatch
 
 
@@ -76,9 +76,11 @@ class GatedGraph:
         return binding
 
 
-def bind(parameters: Sequence[Tensor], slots: Sequence[Slot], controller: Controller) -> Binding:
-    """Return the sites that a call carries; those that are new are decided for by ``controller``."""
-    sites = tuple(site_of(parameters, slot, controller) for slot in slots)
+def bind(
+    parameters: Sequence[Tensor], slots: Sequence[Slot], controller: Controller, owner: object = BACKEND
+) -> Binding:
+    """Return the sites of ``owner`` that a call carries; those that are new are decided for by ``controller``."""
+    sites = tuple(site_of(parameters, slot, controller, owner) for slot in slots)
     return Binding(sites, slots, parameters[slots[0].position].device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,12 @@ class Undecided(Linear):
 
 def traced() -> fx.GraphModule:
     return fx.symbolic_trace(Linear())
+
+
+def without(name: str) -> fx.GraphModule:
+    graph_module = traced()
+    delattr(graph_module, name)
+    return graph_module
 
 
 @pytest.mark.parametrize(
@@ -57,6 +64,24 @@ def traced() -> fx.GraphModule:
             UsageError,
             r"does not run on these example inputs \(\[3, 17\]\): .*17.*Give what the graph is called with",
             id="wrong shape",
+        ),
+        pytest.param(
+            lambda: skiplora_fx.apply(traced(), torch.ones(3, WIDE, dtype=torch.int64)),
+            UsageError,
+            r"does not run on these example inputs .*same dtype only, and was given torch\.int64 and torch\.float32",
+            id="wrong dtype",
+        ),
+        pytest.param(
+            lambda: skiplora_fx.apply(without("base"), batch()),
+            UsageError,
+            r"node base \(call_module\) names 'base', which the module does not have",
+            id="missing module",
+        ),
+        pytest.param(
+            lambda: pickle.dumps(skiplora_fx.apply(torch.export.export(Linear(), (batch(),)))),
+            UsageError,
+            r"exported program cannot be pickled, as _guards_fn.*Save the state_dict",
+            id="pickled export",
         ),
         pytest.param(
             lambda: skiplora_fx.apply(traced(), batch(), batch()),

@@ -1,6 +1,7 @@
 """One minimal module for each shape in which a LoRA library writes an adapter, from the formula it implements.
 
-``forward`` is ``join(h(x), delta(x))`` throughout; ``shut`` detaches Δh, which is the oracle. Tests run them in double
+``forward`` is ``join(h(x), delta(x))`` throughout; ``shut`` detaches Δh, which is the oracle. With the layer scope
+all that is returned is detached; a shape of which that is only a part does it itself. Tests run them in double
 precision, all but the adapters that say ``in_single_precision``, as those are about casts.
 """
 
@@ -21,6 +22,7 @@ class Adapter(nn.Module):
     """``h + scale · B(A(x))`` over a frozen linear; each subclass changes what it is about."""
 
     shut = False
+    scope = "adapter"
     dropout = 0.5
     in_single_precision = False
 
@@ -57,6 +59,78 @@ class AddedInPlace(Adapter):
 class AddMethodInPlace(Adapter):
     def join(self, h: Tensor, delta: Tensor) -> Tensor:
         return h.add_(delta)
+
+
+class ReadByItsOldName(Adapter):
+    """``h.add_(Δh)``, and h is returned."""
+
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        h.add_(delta)
+        return h
+
+
+class ReadAsAWhole(Adapter):
+    """A view of h is added to, and h is returned."""
+
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        flat = h.view(-1, WIDE)
+        flat.add_(delta.view(-1, WIDE))
+        return h
+
+
+class AddedIntoTheBranch(Adapter):
+    """``Δh += h``, and the branch's output is returned."""
+
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        delta = delta.clone()
+        delta += h
+        return delta
+
+
+class AddedIntoAViewOfTheBranch(Adapter):
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        flat = delta.clone().view(-1, WIDE)
+        flat.add_(h.view(-1, WIDE))
+        return flat.view(h.shape)
+
+
+class WrittenAfterTheAddition(Adapter):
+    """All of the sum is written into again, by h's name."""
+
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        h.add_(delta)
+        h.mul_(3.0)
+        return h
+
+
+class PartlyWrittenAfterTheAddition(Adapter):
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        out = h + delta
+        out[:, 0].add_(1.0)
+        return out
+
+
+class OntoAPart(Adapter):
+    """SAMLoRA and fused QKV: added in place to a part of a larger tensor. The adapted layer is that part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, delta = self.base(x).clone(), self.delta(x[:, 1:])
+        part = h[:, 1:]
+        part.add_(delta.detach() if self.shut else delta)
+        if self.shut and self.scope == "layer":
+            return torch.cat([h[:, :1], h[:, 1:].detach()], dim=1)
+        return h
+
+
+class AssignedToAPart(OntoAPart):
+    """``h[:, 1:] += Δh``, which reads the part, adds to it, and assigns it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shut:
+            return super().forward(x)
+        h = self.base(x).clone()
+        h[:, 1:] += self.delta(x[:, 1:])
+        return h
 
 
 class OntoAClone(Adapter):
@@ -525,6 +599,14 @@ GATED: dict[type[Adapter], tuple[str, int]] = {
     Adapter: ("linear→linear", RANK),
     AddedInPlace: ("linear→linear", RANK),
     AddMethodInPlace: ("linear→linear", RANK),
+    ReadByItsOldName: ("linear→linear", RANK),
+    ReadAsAWhole: ("linear→linear", RANK),
+    AddedIntoTheBranch: ("linear→linear", RANK),
+    AddedIntoAViewOfTheBranch: ("linear→linear", RANK),
+    WrittenAfterTheAddition: ("linear→linear", RANK),
+    PartlyWrittenAfterTheAddition: ("linear→linear", RANK),
+    OntoAPart: ("linear→linear", RANK),
+    AssignedToAPart: ("linear→linear", RANK),
     OntoAClone: ("linear→linear", RANK),
     CastBeforeAdding: ("linear→linear", RANK),
     CastBeforeScaling: ("linear→linear", RANK),

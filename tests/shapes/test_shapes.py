@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import GATED, Adapter
+from adapters import GATED, Adapter, OntoAPart
 from capture import QuickBackend, dynamo_graph
 from others import IGNORED, REJECTED, Attention, AutogradFunction
 from torch import Tensor, nn
@@ -61,10 +61,11 @@ def gradients(run: Callable[[Tensor], Any], model: Adapter, x: Tensor) -> tuple[
     return out.detach(), {name: torch.zeros_like(leaves[name]) if g is None else g for name, g in found.items()}
 
 
-def expected(model: Adapter, x: Tensor, shut: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    model.shut = shut
+def expected(model: Adapter, x: Tensor, scope: str, shut: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    whole = scope == "layer" and not isinstance(model, OntoAPart)
+    model.shut, model.scope = shut, scope
     try:
-        return gradients(model.forward, model, x)
+        return gradients((lambda x: model(x).detach()) if shut and whole else model.forward, model, x)
     finally:
         model.shut = False
 
@@ -82,26 +83,29 @@ def test_it_is_found(shape: type[Adapter], level: str) -> None:
 
 
 @pytest.mark.parametrize("shut", [False, True], ids=["open", "shut"])
+@pytest.mark.parametrize("scope", ["adapter", "layer"])
 @pytest.mark.parametrize("shape", GATED, ids=names)
-def test_gradients_of_the_compiled_graph(shape: type[Adapter], shut: bool) -> None:
+def test_gradients_of_the_compiled_graph(shape: type[Adapter], scope: str, shut: bool) -> None:
     model, x = built(shape)
     model.dropout = 0.0  # Inductor's decompositions draw other masks than eager; test_dropout.py is about those
-    backend = QuickBackend()
+    backend = QuickBackend(scope)
     compiled = torch.compile(model, backend=backend)
     gradients(compiled, model, x)
     backend.only.thresholds.fill_(math.inf if shut else 0.0)
-    torch.testing.assert_close(gradients(compiled, model, x), expected(model, x, shut))
+    torch.testing.assert_close(gradients(compiled, model, x), expected(model, x, scope, shut))
     assert backend.only.opens.tolist() == [not shut]
 
 
 @pytest.mark.parametrize("shut", [False, True], ids=["open", "shut"])
+@pytest.mark.parametrize("scope", ["adapter", "layer"])
 @pytest.mark.parametrize("level", ["export", "make_fx"])
 @pytest.mark.parametrize("shape", GATED, ids=names)
-def test_gradients_of_the_applied_graph(shape: type[Adapter], level: str, shut: bool) -> None:
+def test_gradients_of_the_applied_graph(shape: type[Adapter], level: str, scope: str, shut: bool) -> None:
     model, x = built(shape)
     traced = LEVELS[level](model, x)
-    gated = skiplora_fx.apply(traced, threshold=math.inf if shut else 0.0, warmup_steps=0, probe_every=0)
-    torch.testing.assert_close(gradients(gated, model, x), expected(model, x, shut))
+    options = {"scope": scope, "warmup_steps": 0, "probe_every": 0}
+    gated = skiplora_fx.apply(traced, threshold=math.inf if shut else 0.0, **options)
+    torch.testing.assert_close(gradients(gated, model, x), expected(model, x, scope, shut))
     (site,) = skiplora_fx.sites(gated)
     assert site.skipped is shut
 
