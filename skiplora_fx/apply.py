@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ._torch_compat import fake_propagate, flatten_inputs, has_pytree_inputs, is_compiled_wrapper
 from .config import SkipLoraConfig
 from .eager import CALLS, GateRuntime
+from .eager_costs import eager_costs
 from .errors import ConfigError, UsageError, reason_of
 from .gated_module import GatedModule
 from .live_site import Slot
@@ -25,6 +26,7 @@ from .passes.dataflow import value_of
 from .passes.inline_leaves import inline_leaves
 from .passes.insert_truncations import insert_truncations
 from .passes.parameters import Lifted
+from .policy import make_policy, needs
 from .registry import learn_names
 from .site import Findings
 
@@ -65,7 +67,8 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     lifted, inputs = _lifted(gm, example_inputs)
 
     original_output = _wrap_output(gm.graph)
-    pipeline = Pipeline(config.scope, config.disable_passes, held=config.decision == "previous")
+    counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
+    pipeline = Pipeline(config.scope, config.disable_passes, held=config.decision == "previous", counts=counts)
     findings = pipeline.rewrite_dynamo(gm, lifted)
     if pipeline.gated is None:
         if not findings.sites:
@@ -75,7 +78,8 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
         return gm
     trained = list(dict.fromkeys(node for site in findings.sites for node in site.trained))
     carried = {node: position for position, node in enumerate(trained)}
-    runtime = GateRuntime([Slot.of(site, carried) for site in findings.sites], config)
+    flops = eager_costs(pipeline) if counts else None
+    runtime = GateRuntime([Slot.of(site, carried) for site in findings.sites], config, flops)
     others_trained = [name for name, parameter in lifted.items() if parameter.trained]
     gm = attach_runtime(pipeline.gated, runtime, CALLS, original.graph, others_trained)
     insert_truncations(gm, lifted, CALLS.gate, CALLS.truncate)

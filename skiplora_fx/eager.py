@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ._torch_compat import has_side_effect, tree_leaves
 from .config import SkipLoraConfig
 from .live_site import Slot
 from .passes.attach_runtime import RuntimeCalls
+from .passes.flops import Flops
 from .registry import controller_of
 from .runtime import Binding, Forward, bind, count
 
@@ -28,6 +30,7 @@ class GateRuntime(nn.Module):
     Args:
         slots: the sites.
         config: the options they are gated by.
+        flops: what the backward costs, if the policy asks.
 
     Attributes:
         slots: the sites.
@@ -37,11 +40,12 @@ class GateRuntime(nn.Module):
 
     seen: Tensor
 
-    def __init__(self, slots: Sequence[Slot], config: SkipLoraConfig) -> None:
+    def __init__(self, slots: Sequence[Slot], config: SkipLoraConfig, flops: Flops | None = None) -> None:
         super().__init__()
         self.slots = tuple(slots)
         self.held = config.decision == "previous"
         self._config = config
+        self._flops = flops
         self._controller = controller_of(None, config)
         self._binding: Binding | None = None
         self._forward: Forward | None = None
@@ -54,15 +58,17 @@ class GateRuntime(nn.Module):
         _runtimes[self.handle] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateRuntime:
-        return GateRuntime(self.slots, self._config)
+        # Two graphs, two policies: one that is an object keeps what it knows of one model.
+        return GateRuntime(self.slots, copy.deepcopy(self._config, memo), self._flops)
 
     def __reduce__(self) -> Any:
-        return GateRuntime, (self.slots, self._config)
+        return GateRuntime, (self.slots, self._config, self._flops)
 
     def bind(self, trained: Sequence[Tensor]) -> Binding:
         """Return the sites that train ``trained``."""
         if self._binding is None or not self._binding.is_current(trained):
             self._binding = bind(trained, self.slots, self._controller, owner=self)
+            self._binding.tell_costs(lambda: self._flops)
         return self._binding
 
     @property

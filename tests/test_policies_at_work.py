@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import torch
 from lora_modules import Linear, batch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from two_layers import Broken, Two, compiled, sgd, skipped, step
 
 import skiplora_fx
 from skiplora_fx import ConfigError, UsageError
 from skiplora_fx._torch_compat import dynamo_counters
+from skiplora_fx.live import live_sites
 from skiplora_fx.policy import Observation
 
 
@@ -118,8 +121,6 @@ def test_budget_keeps_to_the_costs_of_the_compiled_graph() -> None:
 
 def costs_of(model: nn.Module) -> Any:
     """Return what the model's policy is told of costs."""
-    from skiplora_fx.live import live_sites
-
     (controller,) = {site.controller for site in live_sites(model)}
     return controller._observe(0, controller.sites()).costs
 
@@ -311,3 +312,55 @@ def test_a_state_of_another_policy_is_refused() -> None:
         other_attachment.load_state_dict(state)
     with pytest.raises(ConfigError, match=r"this is not what Attachment.state_dict\(\) of this version returns"):
         other_attachment.load_state_dict({"steps": 3})
+
+
+class Bare:
+    """Shuts everything; an object of its own for each graph."""
+
+    def decide(self, observation: Observation) -> list[float]:
+        return [math.inf] * len(observation.sites)
+
+
+LEVELS = {
+    "export": lambda model, x: torch.export.export(model, (x,)),
+    "symbolic_trace": lambda model, x: torch.fx.symbolic_trace(model),
+    "make_fx": lambda model, x: make_fx(lambda x: model(x))(x),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_budget_under_apply_has_the_costs_that_the_backend_has(level: str) -> None:
+    model, x = Stack().train(), batch()
+    options: Any = {"policy": "budget", "policy_kwargs": {"target": 0.5, "every": 1}, "warmup_steps": 0}
+    gated = skiplora_fx.apply(LEVELS[level](model, x), x, **options)
+    costs = costs_of(gated)
+    (graph,) = skiplora_fx.explain(model, x).graphs
+    assert (costs.total, costs.alone) == (graph.backward, [site.saves for site in graph.sites])
+    gated(x).sum().backward()
+    gated(x).sum().backward()
+    opens = [not site.skipped for site in skiplora_fx.sites(gated)]
+    assert costs.under([opens])[0] <= 0.5 * costs.total
+
+
+@pytest.mark.parametrize("policy", ["quantile", "prefix", "progressive", "multirate", "random", "cyclic", "freeze"])
+def test_policies_under_apply(policy: str) -> None:
+    model, x = Stack().train(), batch()
+    gated = skiplora_fx.apply(model, x, policy=policy, warmup_steps=0, probe_every=0)
+    for _ in range(3):
+        gated(x).sum().backward()
+    assert len(skiplora_fx.sites(gated)) == 4
+    if policy == "freeze":
+        assert skipped(gated) == [True, True, False, False]
+
+
+def test_a_copy_of_a_gated_graph_has_a_policy_of_its_own() -> None:
+    model, x = Stack().train(), batch()
+    gated = skiplora_fx.apply(model, x, policy=Bare(), warmup_steps=0, probe_every=0)
+    other = copy.deepcopy(gated)
+    policies = []
+    for graph in (gated, other):
+        graph(x).sum().backward()
+        (controller,) = {site.controller for site in live_sites(graph)}
+        policies.append(controller.policy)
+        assert skipped(graph) == [True] * 4
+    assert policies[0] is not policies[1]
