@@ -17,6 +17,7 @@ from aten import CountCalls
 from capture import QuickBackend
 from lora_modules import WIDE, Around, Checkpointed, Linear, batch, peft
 from torch import Tensor, nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import skiplora_fx
 from skiplora_fx import ConfigError, UsageError
@@ -99,6 +100,21 @@ def test_attention_is_counted_on_the_cpu_too() -> None:
     # q: 3 products of rank 4 and, of attention, five of 8 × 8 × 16 for each of two sequences.
     linears = 2 * 3 * 2 * (16 * 4 * WIDE)
     assert graph.backward == linears + 5 * 2 * (2 * 8 * 8 * WIDE)
+
+
+def test_the_experts_of_a_mixture_are_counted() -> None:
+    config = MixtralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=models.VOCABULARY,
+        num_local_experts=4,
+    )
+    model = models.with_lora(MixtralForCausalLM._from_config(config, experts_implementation="grouped_mm"))
+    (graph,) = skiplora_fx.explain(model.train(), **models.tokens()).graphs
+    assert not any("mm" in name for name in graph.uncounted)
 
 
 def test_regions_and_products_of_a_site() -> None:
