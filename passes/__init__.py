@@ -124,21 +124,19 @@ class Pipeline:
         return findings
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
-        """Fold the gates of a joint graph; any other graph is left as it is."""
-        if "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
+        """Fold the gates of a joint graph; any other graph, one that ``apply`` has gated too, is left as it is."""
+        if self.gated is None or "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
             return
-        assert self.gated is not None
         self.folded = fold_gates(graph, self.gated.gates, self.inputs)
         log.debug("fold_gates: %d gates, %d with a backward", len(self.folded.forward), len(self.folded.backward))
         self.on_pass("fold_gates", "joint", graph)
 
     def rewrite_backward(self, graph: fx.Graph) -> None:
-        """Predicate a backward graph; any other graph is left as it is."""
+        """Predicate a backward graph; any other graph, one that ``apply`` has gated too, is left as it is."""
         if self.folded is not None:
             check_consumed(graph, self.folded)
-        if not any(map(is_gate, graph.nodes)):
+        if self.gated is None or not any(map(is_gate, graph.nodes)):
             return
-        assert self.gated is not None
         self.on_pass("backward", "backward", graph)
         analysis = liveness(graph, len(self.gated.sites))
         if self.counts:

@@ -21,8 +21,33 @@ aten = torch.ops.aten
 _SAME_FORMULA: Mapping[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+    aten._scaled_dot_product_fused_attention_overrideable: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_fused_attention_overrideable_backward: aten._scaled_dot_product_flash_attention_backward,
+    aten._int_mm: aten.mm,
+    aten._scaled_mm_v2: aten.mm,
+    aten._addmm_activation: aten.addmm,
 }
-"""Operators that torch has no formula for, and another that takes the same arguments in the same order."""
+"""Operators that torch has no formula for, and another that takes the same arguments, as far as it reads them."""
+
+
+def _grouped_product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of one product for each group, where offsets split what is no dimension of its own."""
+    groups = len(a) if a.dim() == b.dim() == 3 else 1
+    return 2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1]
+
+
+def _grouped_product_backward(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * _grouped_product(a, b)  # a gradient of each
+
+
+_OWN_FORMULA: Mapping[str, Any] = {
+    "aten._grouped_mm": _grouped_product,
+    "aten._scaled_grouped_mm": _grouped_product,
+    # What transformers multiplies a mixture's experts with where torch has no kernel: float32 on the CPU.
+    "transformers.grouped_mm_fallback": _grouped_product,
+    "transformers.grouped_mm_fallback_backward": _grouped_product_backward,
+}
+"""Formulas of operators that torch has none for and that resemble none it has one for, by name."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,7 @@ def flops(graph: fx.Graph, analysis: Liveness) -> Flops:
 def _formula(node: fx.Node) -> Any:
     target: Any = node.target
     packet = getattr(target, "overloadpacket", target)
-    return flop_registry.get(_SAME_FORMULA.get(packet, packet))
+    return _OWN_FORMULA.get(operators.name_of(node)) or flop_registry.get(_SAME_FORMULA.get(packet, packet))
 
 
 def _count(formula: Any, node: fx.Node) -> int:

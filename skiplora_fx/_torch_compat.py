@@ -5,9 +5,15 @@ Nothing here patches torch. A new torch that moves one of these names is mended 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import CodeType
 from typing import Any, cast
 
 import torch
@@ -28,7 +34,6 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensor",
     "LazyGraphModule",
-    "break_after",
     "capture_graphs",
     "compile_ahead",
     "compile_with_inductor",
@@ -228,20 +233,140 @@ def is_constant_name(name: str) -> bool:
     return re.search(r"(^|\.)(_(param|tensor)_constant|lifted_tensor_)\d+$", name) is not None
 
 
-def break_after(gm: fx.GraphModule) -> str | None:
-    """Return why Dynamo ended this graph before the function's end, or None if it did not."""
-    # torch._dynamo.explain reads the same; its counters count every attempt.
-    ended = getattr(gm, "compile_subgraph_reason", None)
-    return str(ended.reason) if ended is not None and ended.graph_break else None
+def capture_graphs(
+    model: nn.Module,
+    backend: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    on_break: Callable[[str, str], None],
+) -> None:
+    """Call ``model`` once under Dynamo with ``backend``, also if it has been compiled in place with another.
 
+    Dynamo's caches are left as they are found. Only where the user has compiled the same code, torch up to 2.12 keeps
+    one entry more of it: from 2.13 on the call has entries of its own (``isolate_recompiles``).
 
-def capture_graphs(model: nn.Module, backend: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Call ``model`` once under Dynamo with ``backend``, also if it has been compiled in place with another."""
+    Args:
+        model, args, kwargs: what is called.
+        backend: as of ``torch.compile``.
+        on_break: called, once it has run, with the message and the place in the source of each graph break.
+    """
+    watch = _BreakWatch()
+    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    options: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
     compiled_in_place, model._compiled_call_impl = model._compiled_call_impl, None
     try:
-        torch.compile(model, backend=backend, dynamic=False)(*args, **kwargs)
+        # The cap on the entries of all isolated regions together is for a process; this one call has its own limit.
+        with _code_caches_kept(), watch, _unlimited_total():
+            torch.compile(model, backend=watch.around(backend), dynamic=False, **options)(*args, **kwargs)
     finally:
         model._compiled_call_impl = compiled_in_place
+    for message, place in watch.told:
+        on_break(message, place)
+
+
+def _unlimited_total() -> contextlib.AbstractContextManager[Any]:
+    from torch._dynamo import config
+
+    return cast(contextlib.AbstractContextManager[Any], config.patch(accumulated_recompile_limit=sys.maxsize))
+
+
+@contextlib.contextmanager
+def _code_caches_kept() -> Iterator[None]:
+    """Forget what Dynamo compiles meanwhile of code that it had compiled nothing of before."""
+    from torch._dynamo.convert_frame import input_codes  # each code that Dynamo has looked at
+    from torch._dynamo.eval_frame import reset_code
+
+    before = {code: _entries(code) for known in input_codes.seen if (code := known()) is not None}
+    try:
+        yield
+    finally:
+        for known in input_codes.seen:
+            code = known()
+            if code is not None and (code not in before or _entries(code) > before[code] == 0):
+                reset_code(code)
+
+
+def _entries(code: CodeType) -> int:
+    from torch._C._dynamo import eval_frame
+
+    total = getattr(eval_frame, "_get_total_cache_entry_count", None)  # from torch 2.13 on, where entries have regions
+    return int(total(code)) if total else len(eval_frame._debug_get_cache_entry_list(code))
+
+
+class _BreakWatch:
+    """Collects, while it is entered, why and where Dynamo stops or leaves out a frame.
+
+    Dynamo counts attempts and not breaks, and says some things in two records: one for each compile of a frame, with
+    its failure, and one for each graph that it ended early. A place in the source is told once.
+
+    Attributes:
+        told: message and place of each break.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+        self._elsewhere: dict[str, None] = {}
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        known = {message.splitlines()[0] for message in self._places.values()}
+        rest = [(message, "") for message in self._elsewhere if message.splitlines()[0] not in known]
+        return [(message, place) for place, message in self._places.items()] + rest
+
+    def around(self, backend: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``backend``, called between two looks: Dynamo keeps few of its records."""
+
+        def watched(gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+            self._look()
+            return backend(gm, inputs)
+
+        return watched
+
+    def __enter__(self) -> None:
+        from torch._dynamo.utils import get_compilation_metrics, graph_break_reasons
+
+        self._compiles = list(get_compilation_metrics())
+        self._ended = len(graph_break_reasons)
+        self._unsupported = Counter(dynamo_counters["unimplemented"])
+
+    def __exit__(self, *raised: object) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        from torch._dynamo.utils import get_compilation_metrics, graph_break_reasons
+
+        known = set(map(id, self._compiles))
+        for compiled in get_compilation_metrics():
+            if id(compiled) not in known:
+                self._note_failure(compiled)
+        for ended in graph_break_reasons[self._ended :]:
+            self._note_end(ended)
+        self.__enter__()
+
+    def _note_failure(self, compiled: Any) -> None:
+        # What a comprehension or a generator does is only looked at by itself once the frame around it has been left.
+        if compiled.fail_type != "Unsupported" or compiled.co_name.startswith("<"):
+            return
+        here = (compiled.fail_user_frame_filename, compiled.fail_user_frame_lineno)
+        file, line = here if here[0] else (compiled.co_filename, compiled.co_firstlineno)
+        self._places.setdefault(f"{file}:{line}", str(compiled.fail_reason).strip())
+
+    def _note_end(self, ended: Any) -> None:
+        message = str(ended.reason).strip()
+        if message == "step_unsupported":  # the cause is only counted; its place is not known
+            since = Counter(dynamo_counters["unimplemented"]) - self._unsupported
+            self._elsewhere[next(reversed(since), message)] = None
+            return
+        if message.startswith("generic_jump"):
+            message = "Data-dependent branching\n  Explanation: Python decides by the value of a tensor."
+        self._places.setdefault(_user_place(ended.user_stack), message)
+
+
+def _user_place(stack: Sequence[Any]) -> str:
+    """Return the innermost line of a stack outside torch, as ``file:line``."""
+    own = str(Path(torch.__file__).parent)
+    frames = [frame for frame in stack if not frame.filename.startswith(own)] or list(stack)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 def compile_ahead(

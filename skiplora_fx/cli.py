@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from tabulate import tabulate
 
 from . import __version__
 from .errors import SkipLoraError
+from .nothing_found import NoLoRAWarning
 from .passes import PIPELINE
 
 _PACKAGES = ("torch", "dd", "tabulate", "transformers", "peft", "accelerate", "datasets")
@@ -30,29 +35,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_plot(commands)
     arguments = parser.parse_args(argv)
     try:
-        print(_COMMANDS[arguments.command](arguments))
+        with _quiet():
+            text = _COMMANDS[arguments.command](arguments)
     except SkipLoraError as error:
         print(f"skiplora {arguments.command}: {error}", file=sys.stderr)
         return 1
+    print(text)
     return 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no warning but the project's own: those of torch and transformers are about a training that does not happen.
+
+    With ``TORCH_LOGS`` set, logs are shown.
+    """
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", NoLoRAWarning)
+        logging.disable(level if "TORCH_LOGS" in os.environ else logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
         help="what would be gated in a model, what not and why, and what each gate can save",
-        description="Builds a causal language model from its config, on the meta device, adds LoRA adapters, and says "
-        "what skiplora would gate, what not and why, and what each gate can save. No weights are read.",
+        description="Builds a model from its config, on the meta device, adds LoRA adapters, and says what skiplora "
+        "would gate, what not and why, and what each gate can save. No weights are read.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     explain.add_argument("model", help="id on the Hub, or a folder with a config.json")
-    explain.add_argument("--r", type=int, default=16, help="rank of the adapters")
+    explain.add_argument("--r", type=_count, default=16, help="rank of the adapters")
     explain.add_argument(
-        "--target-modules", nargs="+", default=["q_proj", "v_proj"], help="modules to adapt, or all-linear"
+        "--target-modules",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="modules to adapt, or all-linear; without it those that PEFT adapts in such a model",
     )
-    explain.add_argument("--layers", type=int, help="number of layers, instead of the model's own")
-    explain.add_argument("--batch", type=int, default=1, help="sequences in a batch")
-    explain.add_argument("--length", type=int, default=512, help="tokens in a sequence")
+    explain.add_argument("--layers", type=_count, help="number of layers, instead of the model's own")
+    explain.add_argument("--batch", type=_count, default=1, help="sequences, or images, in a batch")
+    explain.add_argument("--length", type=_count, default=512, help="tokens in a sequence")
     explain.add_argument("--dtype", default="bfloat16", help="of the frozen weights")
     explain.add_argument("--scope", choices=("adapter", "layer"), default="adapter", help="what a shut gate detaches")
     explain.add_argument("--device", default="meta", help="cpu or cuda for a model that cannot be traced on meta")
@@ -76,6 +104,12 @@ def _plot(arguments: argparse.Namespace) -> str:
     out = arguments.out or str(Path(arguments.log).with_suffix(".png"))
     plot(arguments.log, out)
     return f"wrote {out}"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _explain(arguments: argparse.Namespace) -> str:

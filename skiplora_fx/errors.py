@@ -20,8 +20,25 @@ class InternalError(SkipLoraError, AssertionError):
     """
 
 
+def compiler_error(error: BaseException) -> BaseException | None:
+    """Return the error inside, if it is one that torch.compile wraps what goes wrong in a backend in."""
+    inner = getattr(error, "inner_exception", None)
+    return inner if isinstance(inner, BaseException) else None
+
+
 def reason_of(error: BaseException) -> str:
     """Return an error's type and what it says first, without the pages that torch may add."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [""]
-    told = next((line for line in lines if ": got " in line), lines[0])
-    return f"{type(error).__name__}: {told.rpartition(': got ')[2].strip()}"
+    error = compiler_error(error) or error
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    told = next((line for line in lines if ": got " in line), _first_sentence(lines))
+    return f"{type(error).__name__}: {told.rpartition(': got ')[2].strip()}".removesuffix(": ")
+
+
+def _first_sentence(lines: list[str]) -> str:
+    """Return the first line, with those that it is wrapped into, up to the end of its sentence."""
+    told = "".join(lines[:1])
+    for line in lines[1:]:
+        if not line[0].islower():
+            break
+        told = f"{told.rstrip()} {line}".partition(". ")[0]
+    return told

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, fx, nn
 
-from ._torch_compat import break_after, capture_graphs, compile_ahead, static_fake, traced_module, unwrap_compiled
+from ._torch_compat import capture_graphs, compile_ahead, static_fake, traced_module, unwrap_compiled
+from .best_cases import best_cases, share_left_out
 from .config import SkipLoraConfig
-from .errors import UsageError, reason_of
+from .costs import ModelCosts
+from .errors import UsageError, compiler_error, reason_of
+from .explain_text import explanation_text
 from .live_site import Slot
 from .passes import Pipeline, find_regions, liveness
 from .passes.dataflow import value_of
 from .passes.flops import Flops, flops
+from .passes.liveness import is_gate
+from .policy import SiteHistory
 from .registry import learn_names, name_of
 from .site import Findings, Rejection, Site
 
@@ -64,7 +68,6 @@ class GraphExplained:
         sites: those that are gated, in the order of the forward.
         rejections: what trains and is not gated.
         backward: FLOPs of the backward with every gate open.
-        best_cases: FLOPs of the backward in some cases that a policy can reach, by name.
         uncounted: operators of the backward that no formula covers, and how often they occur.
     """
 
@@ -72,8 +75,20 @@ class GraphExplained:
     sites: tuple[SiteExplained, ...]
     rejections: tuple[Rejection, ...]
     backward: int
-    best_cases: dict[str, int]
     uncounted: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Break:
+    """A place in the source where Dynamo cannot go on: it begins a new graph there, or leaves a function to Python.
+
+    Attributes:
+        reason: Dynamo's, in one line.
+        place: ``file:line``; empty if Dynamo does not say.
+    """
+
+    reason: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -83,38 +98,35 @@ class Explanation:
     Attributes:
         graphs: the graphs with something to differentiate, in the order in which the forward calls them.
         captured: number of all graphs.
-        breaks: the reasons for which Dynamo began a new graph, and how often.
+        breaks: where Dynamo breaks them, and why. Those inside what it leaves to Python are not looked for.
+        outside: the parameters that train and that no such graph reads.
         scope: the scope of the gates.
+        masks: share of all backward FLOPs that is left out under some sets of shut gates, by name, from 0 to 1.
+        best_cases: share that each policy can leave out on average, by the policy's name, from 0 to 1.
     """
 
     graphs: tuple[GraphExplained, ...]
     captured: int
-    breaks: dict[str, int]
+    breaks: tuple[Break, ...]
+    outside: tuple[Rejection, ...]
     scope: str
+    masks: dict[str, float]
+    best_cases: dict[str, float]
 
     @property
     def backward(self) -> int:
         """FLOPs of all backwards with every gate open."""
         return sum(graph.backward for graph in self.graphs)
 
-    def best_cases(self) -> dict[str, float]:
-        """Return for each case the share of all backward FLOPs that is left out, from 0 to 1."""
-        saved: Counter[str] = Counter()
-        for graph in self.graphs:
-            saved.update({name: graph.backward - left for name, left in graph.best_cases.items()})
-        return {name: amount / self.backward if self.backward else 0.0 for name, amount in saved.items()}
-
     def to_json(self) -> str:
         """Return everything as JSON: the fields of this class and of those it holds; FLOPs as integers."""
-        fields = asdict(self) | {"backward": self.backward, "share_left_out": self.best_cases()}
-        return json.dumps(fields, indent=2)
+        return json.dumps(asdict(self) | {"backward": self.backward}, indent=2)
 
     def __str__(self) -> str:
-        parts = [_graph_text(graph, len(self.graphs)) for graph in self.graphs]
-        return "\n\n".join([*parts, _totals_text(self)])
+        return explanation_text(self)
 
 
-def explain(model: nn.Module, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Explanation:
+def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> Explanation:
     """Say what ``model.compile(backend="skiplora")`` would gate, what not and why, and what each gate can save.
 
     Runs one forward of the model as it is, in the mode it is in, under autograd and Dynamo; no backward, and nothing is
@@ -123,42 +135,46 @@ def explain(model: nn.Module, *args: Any, options: dict[str, Any] | None = None,
     partitioned graph, what it recomputes included.
 
     Args:
-        model: with its adapters, not wrapped by ``torch.compile``.
-        args, kwargs: what it is called with.
-        options: as in ``model.compile(backend="skiplora", options=...)``; only ``scope`` matters here.
+        model: an ``nn.Module`` with its adapters, or a ``torch.export.ExportedProgram`` of one.
+        args, kwargs: what it is called with. A keyword of its own that is called ``options`` has to be bound before,
+            in a module around it.
+        options: as in ``model.compile(backend="skiplora", options=...)``; ``scope`` matters here, and of a policy
+            given by name its ``policy_kwargs``.
 
     Raises:
-        UsageError: not a module, or the model does not run on these inputs.
+        UsageError: not a module, the model does not run on these inputs, or torch cannot compile it.
         ConfigError: an option is unknown or out of range.
     """
     config = SkipLoraConfig.from_options(options)
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"explain needs a model, a torch.nn.Module, got {type(model).__name__}")
-    model = unwrap_compiled(model)
+    model = _module_of(model)
     learn_names(model)
     recorder = _Recorder(config.scope, model)
+    _capture(model, recorder, args, kwargs)
+    return recorder.explanation(config)
+
+
+def _module_of(model: Any) -> nn.Module:
+    if isinstance(model, torch.export.ExportedProgram):
+        return model.module()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"explain needs a model, a torch.nn.Module, got {type(model).__name__}")
+    return unwrap_compiled(model)
+
+
+def _capture(model: nn.Module, recorder: _Recorder, args: Any, kwargs: Any) -> None:
     try:
-        with torch.enable_grad(), torch.random.fork_rng():
-            capture_graphs(model, recorder, args, kwargs)
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+            capture_graphs(model, recorder, args, kwargs, recorder.note_break)
     except Exception as error:
+        name, reason = type(model).__name__, reason_of(error)
+        if compiler_error(error) is not None:
+            raise UsageError(
+                f"explain: torch.compile fails on {name}, whatever is done with its gates: {reason}."
+            ) from error
         raise UsageError(
-            f"explain: {type(model).__name__} does not run on these inputs: {reason_of(error)}. Call "
-            "explain(model, *args, **kwargs) with what the model is called with in training, labels included."
+            f"explain: {name} does not run on these inputs: {reason}. Call explain(model, *args, **kwargs) with what "
+            "the model is called with in training, labels included."
         ) from error
-    return Explanation(_graphs(recorder), len(recorder.graphs), dict(recorder.breaks), config.scope)
-
-
-def _graphs(recorder: _Recorder) -> tuple[GraphExplained, ...]:
-    """Explain each call; the cases are over the sites of all of them, in the order of the forward."""
-    calls = [(number, names) for number, names in recorder.calls if recorder.graphs[number].trains]
-    cases = _cases(sum(len(names) for _, names in calls))
-    explained, begin = [], 0
-    for number, names in calls:
-        end = begin + len(names)
-        masks = {case: opens[begin:end] for case, opens in cases.items()}
-        explained.append(recorder.graphs[number].explained(number, names, masks))
-        begin = end
-    return tuple(explained)
 
 
 @dataclass
@@ -170,23 +186,12 @@ class _Recorded:
     counted: Flops = field(default_factory=lambda: Flops("", "", (), {}))
     regions: list[tuple[frozenset[int], int]] = field(default_factory=list)
 
-    def explained(self, number: int, names: Sequence[str], cases: dict[str, list[bool]]) -> GraphExplained:
-        """Return what one call comes to: its sites' names, and decisions, True where open, in each of some cases."""
-        sites = self.findings.sites
-        many = len(sites)
-        alone = [[other != site for other in range(many)] for site in range(many)]
-        prefixes = [[other >= length for other in range(many)] for length in range(many + 1)]
-        every = self.counted.under([*alone, *prefixes, *cases.values()])
-        without, truncated, left = every[:many], every[many : 2 * many + 1], every[2 * many + 1 :]
-        total = self.counted.total
-        explained = tuple(
-            self._site(site, name, total - without[site.index], truncated[site.index] - truncated[site.index + 1])
-            for site, name in zip(sites, names, strict=True)
-        )
-        cases_left = dict(zip(cases, left, strict=True))
-        return GraphExplained(
-            number, explained, self.findings.rejections, total, cases_left, dict(self.counted.uncounted)
-        )
+    def explained(self, number: int, names: Sequence[str], saves: Sequence[int], adds: Sequence[int]) -> GraphExplained:
+        """Return what one call comes to: its sites' names, and what each saves alone, and after those before it."""
+        rows = zip(self.findings.sites, names, saves, adds, strict=True)
+        sites = tuple(self._site(site, name, alone, added) for site, name, alone, added in rows)
+        uncounted = dict(self.counted.uncounted)
+        return GraphExplained(number, sites, self.findings.rejections, self.counted.total, uncounted)
 
     def _site(self, site: Site, name: str, saves: int, adds: int) -> SiteExplained:
         value = value_of(site.delta)
@@ -195,11 +200,27 @@ class _Recorded:
         return SiteExplained(name, site.adapter, site.kind, site.rank, shape, dtype, saves, adds, len(mine), sum(mine))
 
 
-def _cases(sites: int) -> dict[str, list[bool]]:
-    """Return decisions that a policy can reach, True where open.
+@dataclass(frozen=True)
+class _Call:
+    """One call of a graph: the names of its sites, and where they stand among those of all calls."""
 
-    A threshold may shut any set; the best it can do is all of them. The halves show what truncation is worth.
-    """
+    number: int
+    graph: _Recorded
+    names: tuple[str, ...]
+    places: range
+
+    def explained(self, costs: ModelCosts) -> GraphExplained:
+        mine = slice(self.places.start, self.places.stop)
+        return self.graph.explained(self.number, self.names, costs.alone[mine], costs.added[mine])
+
+    def histories(self) -> list[SiteHistory]:
+        return [
+            SiteHistory(name, site.adapter) for site, name in zip(self.graph.findings.sites, self.names, strict=True)
+        ]
+
+
+def _masks(sites: int) -> dict[str, list[bool]]:
+    """Return sets of decisions, True where open, that show what truncation is worth."""
     half = sites // 2
     return {
         "every adapter skipped": [False] * sites,
@@ -210,37 +231,70 @@ def _cases(sites: int) -> dict[str, list[bool]]:
 
 
 class _Recorder:
-    """A backend that runs the passes on each graph, keeps what they say, and runs the forward as it is.
-
-    Attributes:
-        graphs: those captured so far.
-        calls: which of them the forward called, in order, and the names of the sites in each call.
-        breaks: why Dynamo ended a graph, and how often.
-    """
+    """A backend that runs the passes on each graph, keeps what they say, and runs the forward as it is."""
 
     def __init__(self, scope: str, model: nn.Module) -> None:
         self._scope = scope
+        self._model = model
         self._paths = {module: path for path, module in model.named_modules()}
-        self.graphs: list[_Recorded] = []
-        self.calls: list[tuple[int, tuple[str, ...]]] = []
-        self.breaks: Counter[str] = Counter()
+        self._graphs: list[_Recorded] = []
+        self._calls: list[tuple[int, tuple[str, ...]]] = []
+        self._breaks: list[Break] = []
+        self._read: dict[int, bool] = {}
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         pipeline = Pipeline(self._scope)
         findings = self._named_from_outside(pipeline.rewrite_dynamo(gm), traced_module(gm))
         recorded = _Recorded(findings)
         run = self._compile(pipeline, recorded, gm, inputs)
-        number, slots = len(self.graphs), self._slots(pipeline, findings)
-        self.graphs.append(recorded)  # only now, as AOTAutograd may have Dynamo begin again
-        reason = break_after(gm)
-        if reason is not None:
-            self.breaks[reason.strip().splitlines()[0]] += 1
+        number, slots = len(self._graphs), self._slots(pipeline, findings)
+        self._graphs.append(recorded)  # only now, as AOTAutograd may have Dynamo begin again
 
         def call(*args: Any) -> Any:
-            self.calls.append((number, tuple(name_of(args[slot.position], slot) for slot in slots)))
+            self._calls.append((number, tuple(name_of(args[slot.position], slot) for slot in slots)))
+            for parameter in args:
+                self._read[id(parameter)] = recorded.trains or self._read.get(id(parameter), False)
             return run(*args)
 
         return call
+
+    def note_break(self, message: str, place: str) -> None:
+        """Note a graph break by Dynamo's message, a page of which the first line names it and the second explains."""
+        self._breaks.append(Break(_plain(message), place))
+
+    def explanation(self, config: SkipLoraConfig) -> Explanation:
+        """Return what was found; what policies can do is over the sites of all calls, in the order of the forward."""
+        calls = self._training_calls()
+        sites = [site for call in calls for site in call.histories()]
+        costs = ModelCosts(tuple((call.graph.counted, tuple(call.places)) for call in calls), len(sites))
+        return Explanation(
+            graphs=tuple(call.explained(costs) for call in calls),
+            captured=len(self._graphs),
+            breaks=tuple(self._breaks),
+            outside=self._outside(),
+            scope=config.scope,
+            masks={name: share_left_out([mask], costs) for name, mask in _masks(len(sites)).items()},
+            best_cases=best_cases(sites, costs, {config.policy: config.policy_kwargs}),
+        )
+
+    def _training_calls(self) -> list[_Call]:
+        calls, begin = [], 0
+        for number, names in self._calls:
+            graph = self._graphs[number]
+            if graph.trains:
+                calls.append(_Call(number, graph, names, range(begin, begin + len(names))))
+                begin += len(names)
+        return calls
+
+    def _outside(self) -> tuple[Rejection, ...]:
+        trained = [
+            (name, id(parameter)) for name, parameter in self._model.named_parameters() if parameter.requires_grad
+        ]
+        return tuple(
+            Rejection(name, _NO_BACKWARD if key in self._read else _NOT_READ, "", "outside any graph")
+            for name, key in trained
+            if not self._read.get(key, False)
+        )
 
     def _named_from_outside(self, findings: Findings, traced: nn.Module | None) -> Findings:
         """Name what is rejected by its path in the model, where Dynamo has compiled a part of that by itself."""
@@ -267,6 +321,8 @@ class _Recorder:
         def partitioned(joint: fx.Graph, backward: Callable[[], fx.Graph]) -> None:
             pipeline.rewrite_joint(joint)
             graph = backward()
+            if pipeline.gated is None:
+                _take_gates_away(graph)
             analysis = liveness(graph, sites)
             recorded.trains, recorded.counted = True, flops(graph, analysis)
             if sites:
@@ -292,72 +348,19 @@ def _is_product(node: fx.Node) -> bool:
     return packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 
-def _graph_text(graph: GraphExplained, graphs: int) -> str:
-    head = f"Graph {graph.number}: {len(graph.sites)} gated, {_amount(graph.backward)}FLOPs backward"
-    lines = [head] if graphs > 1 else []
-    if graph.sites:
-        lines.append(tabulate(_site_rows(graph), headers=_HEADERS, colalign=_ALIGNMENT))
-    if graph.rejections:
-        lines += ["", f"Trained, but not gated: {len(graph.rejections)}"]
-        rows = [(miss.name, miss.family, miss.reason, miss.source or miss.node) for miss in graph.rejections]
-        lines.append(tabulate(rows, headers=["parameter", "family", "reason", "at"], maxcolwidths=[44, None, 60, 44]))
-    return "\n".join(lines)
+_NOT_READ = "no graph reads it: what reads it runs as plain Python (see the graph breaks), or nothing does"
+_NO_BACKWARD = "the graph that reads it has no backward: it is read where no gradient is recorded"
 
 
-_HEADERS = ["site", "kind", "r", "Δh", "dtype", "alone", "truncation", "regions", "products"]
-_ALIGNMENT = ("left", "left", "right", "left", "left", "right", "right", "right", "right")
+def _take_gates_away(graph: fx.Graph) -> None:
+    """Leave the gates open that a graph of ``apply`` brings along: its decisions are not those of a policy here."""
+    for gate in filter(is_gate, graph.nodes):
+        gate.replace_all_uses_with(gate.args[0])
+    graph.eliminate_dead_code()
 
 
-def _site_rows(graph: GraphExplained) -> list[list[str]]:
-    return [
-        [
-            (site.name or "(the model)") + (f" [{site.adapter}]" if site.adapter not in ("", "default") else ""),
-            site.kind,
-            str(site.rank),
-            "×".join(map(str, site.shape)),
-            site.dtype,
-            _share(site.saves, graph.backward),
-            _share(site.adds, graph.backward),
-            str(site.regions),
-            str(site.products),
-        ]
-        for site in graph.sites
-    ]
-
-
-def _totals_text(found: Explanation) -> str:
-    gated = sum(len(graph.sites) for graph in found.graphs)
-    rejected = sum(len(graph.rejections) for graph in found.graphs)
-    breaks = sum(found.breaks.values())
-    lines = [
-        f"{_counted(found.captured, 'graph')}, {_counted(breaks, 'graph break')}, {_counted(gated, 'adapter')} gated "
-        f"(scope {found.scope!r}), {_counted(rejected, 'trained parameter')} not gated.",
-        f"Backward: {_amount(found.backward)}FLOPs with every gate open. Left out at best:",
-    ]
-    lines += [f"  {share:6.1%}  {name}" for name, share in found.best_cases().items()]
-    uncounted: Counter[str] = Counter()
-    for graph in found.graphs:
-        uncounted.update(graph.uncounted)
-    if uncounted:
-        listed = ", ".join(f"{name} ({times})" for name, times in uncounted.most_common())
-        lines.append(f"Not counted, beside what touches each element once: {listed}.")
-    lines += [f"Graph break, {times}x: {reason}" for reason, times in found.breaks.items()]
-    if not gated:
-        lines.append("Nothing is gated. Does an adapter train? See the reasons above, and docs/explain.md.")
-    return "\n".join(lines)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.3g}%" if whole else "-"
-
-
-def _amount(number: float) -> str:
-    for prefix in ("", "k", "M", "G", "T"):
-        if number < 1000:
-            return f"{number:.3g} {prefix}"
-        number /= 1000
-    return f"{number:.3g} P"
+def _plain(message: str) -> str:
+    """Return the name of a graph break and Dynamo's explanation of it, in one line and the same in each run."""
+    name, *rest = message.splitlines()
+    told = next((line.partition("Explanation:")[2].strip() for line in rest if "Explanation:" in line), "")
+    return re.sub(r" at 0x[0-9a-f]+", "", f"{name.rstrip('.')}: {told}" if told else name)

@@ -63,6 +63,7 @@ FAMILIES: dict[str, str] = {
     "not low-rank": "two linears in a row, and no bottleneck between them",
     "shared": "something outside reads what lies inside the branch, so Δh is not all that would be detached",
     "no join": "trains, but is no branch that is added to something: a head, a bias, a norm, an embedding",
+    "outside any graph": "Dynamo leaves the code that uses it to Python, or nothing that has a backward uses it",
     "already gated": "a graph that skiplora has gated before",
 }
 """Why something that trains is not gated: the families, with examples."""

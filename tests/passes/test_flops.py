@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from aten import gate, trace
 from torch import Tensor, fx
@@ -55,4 +56,25 @@ def test_attention_on_the_cpu_counts_as_the_flash_kernel_does() -> None:
     q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
     counted = counted_flops(trace(backward, torch.ones(1, dtype=torch.bool), q, k).graph)
     assert counted.total == 2 * 2 * (2 * 3 * 5 * 7 * 8)
+    assert counted.uncounted == {}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "products"),
+    [
+        ((24, 16), (2, 16, 32), [(8, 16, 32), (16, 16, 32)]),  # rows of the left are split
+        ((2, 16, 32), (32, 24), [(16, 32, 8), (16, 32, 16)]),  # columns of the right
+        ((16, 24), (24, 32), [(16, 8, 32), (16, 16, 32)]),  # what is summed over
+    ],
+)
+def test_grouped_products_count_as_one_for_each_group(
+    left: tuple[int, ...], right: tuple[int, ...], products: list[tuple[int, int, int]]
+) -> None:
+    def backward(opens: Tensor, a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
+        return torch.ops.aten._grouped_mm(gate(a, opens, 0), b, offsets)
+
+    a, b = torch.randn(left, dtype=torch.bfloat16), torch.randn(right, dtype=torch.bfloat16)
+    offsets = torch.tensor([8, 24], dtype=torch.int32)
+    counted = counted_flops(trace(backward, torch.ones(1, dtype=torch.bool), a, b, offsets).graph)
+    assert counted.total == sum(2 * rows * inner * columns for rows, inner, columns in products)
     assert counted.uncounted == {}
