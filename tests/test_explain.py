@@ -335,9 +335,12 @@ def test_a_compiled_model_does_not_compile_again_because_of_it() -> None:
     model(batch())
     for rows in range(2, 12):
         skiplora_fx.explain(model, batch(rows))
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
     model(batch())
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert graphs["unique_graphs"] == before
+    model(batch(20))  # its recompile limit is untouched
+    assert graphs["unique_graphs"] == before + 1
 
 
 def test_in_inference_mode() -> None:
