@@ -20,13 +20,12 @@ def check_dtypes(graph: fx.Graph) -> None:
     Raises:
         RuntimeError: it is not, in the words of torch, which would say so when the graph runs.
     """
-    if torch.is_autocast_enabled():
-        return  # then it need not be
     for node in graph.nodes:
         if node.op != "call_function" or operator_name(node) not in _OF_ONE_DTYPE:
             continue
-        values = [value_of(source) for source in node.all_input_nodes]
-        dtypes = dict.fromkeys(value.dtype for value in values if isinstance(value, Tensor))
-        if len(dtypes) > 1:
+        values = [value for source in node.all_input_nodes if isinstance(value := value_of(source), Tensor)]
+        dtypes = dict.fromkeys(value.dtype for value in values)
+        # Autocast would make them the same.
+        if len(dtypes) > 1 and not torch.is_autocast_enabled(values[0].device.type):
             found = " and ".join(map(str, dtypes))
             raise RuntimeError(f"{node.name} multiplies tensors of the same dtype only, and was given {found}")

@@ -111,7 +111,10 @@ class _Writer:
             self._write_adapter_gate(graph, join, _addend(copy, site), site, opens[site.index])
         if self._scope == "layer" and site.last:
             indices = tuple(range(site.index - site.chain, site.index + 1))
-            self._write_layer_gate(graph, join, indices, [opens[index] for index in indices])
+            behind = self._write_layer_gate(graph, join, indices, [opens[index] for index in indices])
+            if not behind and not chained and (delta := _addend(copy, site)) not in writes(join):
+                # The gradient of the rest, which comes through the join, is zeros for Δh: with a gate it is none.
+                self._write_adapter_gate(graph, join, delta, site, opens[site.index])
 
     def _write_adapter_gate(self, graph: fx.Graph, join: fx.Node, delta: fx.Node, site: Site, open: fx.Node) -> None:
         written = writes(join)
@@ -122,15 +125,18 @@ class _Writer:
             _hand_on(delta, join, join)
         self.gates.append((site.index,))
 
-    def _write_layer_gate(self, graph: fx.Graph, join: fx.Node, indices: tuple[int, ...], opens: list[fx.Node]) -> None:
+    def _write_layer_gate(self, graph: fx.Graph, join: fx.Node, indices: tuple[int, ...], opens: list[fx.Node]) -> bool:
+        """Gate what ``join`` returns; return whether all that reads it reads the gate itself."""
         with graph.inserting_after(join):
             gate = graph.call_function(GATE, (join, opens[0], list(indices)))
         with graph.inserting_before(gate):
             for other in opens[1:]:
                 gate.update_arg(1, _call(graph, torch.logical_or, gate.args[1], other))
-        if all(_hand_on(written, join, gate) for written in writes(join)):
-            join.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
         self.gates.append(indices)
+        behind = all(_hand_on(written, join, gate) for written in writes(join))
+        if behind:
+            join.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
+        return behind
 
     def _write_body(
         self, copy: GraphCopy, call_name: str, sites: tuple[Site, ...], thresholds: fx.Node, depth: int

@@ -440,3 +440,44 @@ def test_plain_modules_share_nothing_but_parameters() -> None:
     with pytest.warns(NoLoRAWarning, match="Trained, but not gated"):
         gated = skiplora_fx.apply(model, batch())
     torch.testing.assert_close(gated(x := batch()), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_result_may_be_converted(dtype: torch.dtype) -> None:
+    gated = skiplora_fx.apply(fx.symbolic_trace(Linear()), batch(), threshold=math.inf, **AT_ONCE).to(dtype)
+    assert step(gated, batch().to(dtype)).skipped
+
+
+class Activated(Linear):
+    """A leaf of ``symbolic_trace`` inside the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def delta(self, x: Tensor) -> Tensor:
+        return self.b(self.act(self.a(x)))
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_module_inside_the_branch(kind: str) -> None:
+    model, x = Activated(), batch()
+    gated = GRAPHS[kind](model, x, {"threshold": math.inf, **AT_ONCE})
+    assert step(gated, x).skipped
+
+
+def test_a_parameter_that_is_lifted_and_no_sites_gets_its_gradient() -> None:
+    class Head(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(WIDE, WIDE).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.embed(x))
+
+    model, x = Head(), batch().double()
+    gated = GRAPHS["make_fx, parameters lifted"](model, x, {"threshold": math.inf, **AT_ONCE})
+    _, found = gradients(gated, model, x)
+    model.shut = tuple(range(LAYERS))
+    _, wanted = gradients(model, model, x)
+    torch.testing.assert_close(found["embed.weight"], wanted["embed.weight"])

@@ -14,8 +14,10 @@ from expecttest import assert_expected_inline
 from lora_modules import Around, Checkpointed, Linear, batch, peft
 from torch import Tensor, nn
 
+from skiplora_fx._torch_compat import fake_propagate
 from skiplora_fx.gate import DECIDE, GATE
 from skiplora_fx.passes import GatedGraph, find_lora, insert_gates
+from skiplora_fx.passes.inline_leaves import inline_leaves
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 
@@ -231,6 +233,66 @@ def test_an_in_place_join() -> None:
     torch.testing.assert_close(output, model(x))
     expected = model.layer.delta(x).norm() / model.layer.base(x).norm()
     torch.testing.assert_close(ratios, expected.detach().reshape(1))
+
+
+def add_to(h: Tensor, delta: Tensor) -> Tensor:
+    h.add_(delta)
+    return h
+
+
+def add_to_a_part(h: Tensor, delta: Tensor) -> Tensor:
+    h[:, :8].add_(delta[:, :8])
+    return h
+
+
+def add_into_the_branch(h: Tensor, delta: Tensor) -> Tensor:
+    delta.add_(h)
+    return delta
+
+
+@pytest.mark.parametrize(
+    ("join", "scope", "gates"),
+    [
+        (add_to, "adapter", ((0,),)),
+        (add_to, "layer", ((0,),)),
+        (add_to_a_part, "adapter", ((0,),)),
+        (add_to_a_part, "layer", ((0,), (0,))),  # Δh as well, as the rest's gradient goes past it
+        (add_into_the_branch, "adapter", ((0,),)),
+        (add_into_the_branch, "layer", ((0,),)),
+    ],
+)
+def test_who_reads_what_was_written_by_its_old_name_reads_the_gate(join: Any, scope: str, gates: Any) -> None:
+    model, x = Around(lambda layer, x: join(layer.base(x), layer.delta(x))), batch()
+    call = dynamo_call(model, x)
+    copy = gated(call, scope)
+    assert copy.gates == gates
+    for threshold in (0.0, math.inf):
+        output, *_ = copy.gm(*call.inputs, torch.tensor([threshold]))
+        torch.testing.assert_close(output, model(x), rtol=0, atol=0)
+        model.zero_grad()
+        if output.requires_grad:
+            output.sum().backward()
+        found = model.layer.a.weight.grad
+        assert (found is None or not found.any()) == (threshold > 0)
+
+
+def test_the_thresholds_come_after_what_has_a_default() -> None:
+    class Default(Linear):
+        def forward(self, x: Tensor, scale: float = 2.0, **others: Any) -> Tensor:
+            return super().forward(x) * scale
+
+    model = Default()
+    gm = torch.fx.symbolic_trace(model)
+    inline_leaves(gm)
+    fake_propagate(gm, [batch()])
+    output = gm.graph.output_node()
+    output.args = ((output.args[0],),)
+    copy = insert_gates(gm, find_lora(gm).sites, "adapter")
+    names = [str(node.target) for node in copy.gm.graph.find_nodes(op="placeholder")]
+    assert names == ["x", "scale", "skiplora_thresholds", "**others"]
+    x = batch()
+    result, *_ = copy.gm(x, skiplora_thresholds=torch.zeros(1))
+    torch.testing.assert_close(result, model(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("scope", ["adapter", "layer"])

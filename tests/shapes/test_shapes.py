@@ -108,6 +108,7 @@ def test_gradients_of_the_applied_graph(shape: type[Adapter], level: str, scope:
     torch.testing.assert_close(gradients(gated, model, x), expected(model, x, scope, shut))
     (site,) = skiplora_fx.sites(gated)
     assert site.skipped is shut
+    assert all((parameter.grad is None) is shut for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("level", LEVELS)
