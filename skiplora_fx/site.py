@@ -61,6 +61,7 @@ FAMILIES: dict[str, str] = {
     "routed": "another activation decides how much of the adapter is used: X-LoRA, Poly, Lily, Arrow, SwiGLU",
     "non-linear": "a small network with a non-linearity, not a low-rank product: Houlsby's adapters, latent attention",
     "not low-rank": "two linears in a row, and no bottleneck between them",
+    "trained base": "what it is added to trains as well: full fine-tuning, factorised embeddings",
     "shared": "something outside reads what lies inside the branch, so Δh is not all that would be detached",
     "no join": "trains, but is no branch that is added to something: a head, a bias, a norm, an embedding",
     "already gated": "a graph that skiplora has gated before",
