@@ -35,7 +35,8 @@ def find_lora(gm: fx.GraphModule, lifted: Mapping[str, Lifted] | None = None) ->
         :class:`~skiplora_fx.site.Rejection` for every parameter that trains and belongs to none of them.
     Terms:
         *join*: ``h + Δh``. *branch*: what computes Δh and leads nowhere else; see
-        :func:`~skiplora_fx.passes.match_branch.match_branch`. The base ``h`` may be computed by anything.
+        :func:`~skiplora_fx.passes.match_branch.match_branch`. The base ``h`` may be computed by anything but by
+        layers all of which train themselves.
 
     What decides is structure and which parameters train; a name is only a label.
 
@@ -136,20 +137,24 @@ class _Search:
                 self._note_miss(miss, join, addend)  # DoRA: their sum is added to h once more
                 return
             except NotABranch as miss:
-                self._note_miss(miss, join, addend)
-                self._closed.add((frame.body, join))
+                self._close(frame, join, addend, miss)
                 return
             matched.append((base, delta, branch))
-        if len(matched) != 1:
-            return  # two branches that are added up are one, and join what their sum is added to
-        (base, delta, branch) = matched[0]
+        if len(matched) == 1:
+            self._add_if_frozen(frame, join, *matched[0])
+        # Two branches that are added up are one, and join what their sum is added to.
+
+    def _add_if_frozen(self, frame: _Frame, join: fx.Node, base: fx.Node, delta: fx.Node, branch: Branch) -> None:
         try:
-            check_base(flow, branch, self.parameters.trained)
+            check_base(frame.flow, branch, self.parameters.trained)
         except NotABranch as miss:
-            self._note_miss(miss, join, delta)
-            self._closed.add((frame.body, join))
-            return
-        self._add(frame, join, base, delta, branch)
+            self._close(frame, join, delta, miss)
+        else:
+            self._add(frame, join, base, delta, branch)
+
+    def _close(self, frame: _Frame, join: fx.Node, delta: fx.Node, miss: NotABranch) -> None:
+        self._note_miss(miss, join, delta)
+        self._closed.add((frame.body, join))
 
     def _check_join(
         self, frame: _Frame, join: fx.Node, h: fx.Node, delta: fx.Node, branch: Branch, grad_enabled: bool

@@ -140,7 +140,7 @@ class AutogradFunction(Adapter):
 
 
 class GatedByTheInput(Adapter):
-    """X-LoRA: how much of the adapter is used is computed from the input."""
+    """A router: how much of the adapter is used is computed from the input."""
 
     def __init__(self) -> None:
         super().__init__()
