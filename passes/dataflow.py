@@ -5,7 +5,7 @@ Writes in place are followed: who reads a tensor after ``y.add_(z)`` or ``y[mask
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -15,6 +15,8 @@ from .memory import writes
 
 Roots = tuple[fx.Node, ...]
 """The parameters of the whole graph, as nodes of its root, that something static is computed from; in order."""
+Trains = Callable[[Iterable[fx.Node]], Roots]
+"""Which of some parameters train."""
 
 _VIEWS = names(
     "view view_as reshape _unsafe_view flatten unflatten permute transpose t swapaxes swapdims movedim squeeze "

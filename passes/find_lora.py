@@ -12,10 +12,11 @@ from torch import fx
 
 from ..site import Findings, Rejection, Site
 from .dataflow import Dataflow, Roots, is_floating, is_view, shape_of
-from .linear_operators import Role, is_in_place, names, operator_name
-from .match_branch import Branch, NotABranch, match_branch
+from .linear_operators import Role, is_in_place, names, operands, operator_name
+from .match_branch import Branch, NotABranch, check_base, match_branch
 from .near_misses import near_miss
 from .parameters import Lifted, Parameters, label
+from .widths import weight_of
 
 _CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _SET_GRAD = torch._C._set_grad_enabled
@@ -34,7 +35,8 @@ def find_lora(gm: fx.GraphModule, lifted: Mapping[str, Lifted] | None = None) ->
         :class:`~skiplora_fx.site.Rejection` for every parameter that trains and belongs to none of them.
     Terms:
         *join*: ``h + Δh``. *branch*: what computes Δh and leads nowhere else; see
-        :func:`~skiplora_fx.passes.match_branch.match_branch`. The base ``h`` may be computed by anything.
+        :func:`~skiplora_fx.passes.match_branch.match_branch`. The base ``h`` may be computed by anything but by
+        layers all of which train themselves.
 
     What decides is structure and which parameters train; a name is only a label.
 
@@ -118,9 +120,7 @@ class _Search:
         flow = frame.flow
         barriers = {node for body, node in self._closed if body == frame.body}
         matched: list[tuple[Any, Any, Branch]] = []
-        for delta, base in (join.args[::-1], join.args):
-            assert isinstance(delta, fx.Node)
-            assert isinstance(base, fx.Node)
+        for delta, base in (operands(join)[::-1], operands(join)):
             h, addend = flow.resolve(join, base), flow.resolve(join, delta)
             if not flow.is_activation(h):
                 continue  # a bias
@@ -137,13 +137,24 @@ class _Search:
                 self._note_miss(miss, join, addend)  # DoRA: their sum is added to h once more
                 return
             except NotABranch as miss:
-                self._note_miss(miss, join, addend)
-                self._closed.add((frame.body, join))
+                self._close(frame, join, addend, miss)
                 return
             matched.append((base, delta, branch))
         if len(matched) == 1:
-            self._add(frame, join, *matched[0])
+            self._add_if_frozen(frame, join, *matched[0])
         # Two branches that are added up are one, and join what their sum is added to.
+
+    def _add_if_frozen(self, frame: _Frame, join: fx.Node, base: fx.Node, delta: fx.Node, branch: Branch) -> None:
+        try:
+            check_base(frame.flow, branch, self.parameters.trained)
+        except NotABranch as miss:
+            self._close(frame, join, delta, miss)
+        else:
+            self._add(frame, join, base, delta, branch)
+
+    def _close(self, frame: _Frame, join: fx.Node, delta: fx.Node, miss: NotABranch) -> None:
+        self._note_miss(miss, join, delta)
+        self._closed.add((frame.body, join))
 
     def _check_join(
         self, frame: _Frame, join: fx.Node, h: fx.Node, delta: fx.Node, branch: Branch, grad_enabled: bool
@@ -271,13 +282,14 @@ def _source_line(node: fx.Node) -> str:
 
 
 def _is_join(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method") or operator_name(node) != "add":
+        return False
+    addends = operands(node)
     return (
-        node.op in ("call_function", "call_method")
-        and operator_name(node) == "add"
-        and len(node.args) == 2
+        len(addends) == 2
         and node.kwargs.get("alpha", 1) == 1
-        and all(is_floating(addend) for addend in node.args)
-        and node.args[0] is not node.args[1]
+        and all(map(is_floating, addends))
+        and addends[0] is not addends[1]
     )
 
 
@@ -308,8 +320,10 @@ def _taken_back(flow: Dataflow, join: fx.Node, h: fx.Node, branch: Branch) -> fx
 
 
 def _shares(flow: Dataflow, node: fx.Node, roots: set[fx.Node]) -> bool:
-    while flow.is_activation(node) and flow.role(node) in (Role.PASS, Role.SCALE, Role.FACTOR):
-        if any(roots.intersection(flow.roots(read)) for read in flow.static_reads(node)):
+    """Return whether ``node`` is a product with any of ``roots``; a bias among them is only added to it."""
+    while flow.is_activation(node) and (role := flow.role(node)) in (Role.PASS, Role.SCALE, Role.FACTOR):
+        factors = [weight_of(flow, node)] if role is Role.FACTOR else flow.static_reads(node)
+        if any(roots.intersection(flow.roots(read)) for read in factors if read is not None):
             return True
         (node,) = flow.activations(node)[:1]
     return False

@@ -67,6 +67,7 @@ _CREATIONS = names(
     "randn_like"
 )
 _PASSING_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity, nn.Flatten)
+_OPERANDS = ("input", "self", "other", "mat", "vec", "mat1", "mat2", "batch1", "batch2")
 _OWN_MODULES = ("torch", "_operator", "operator", "builtins", "math")
 _LIKE_ANOTHER = names("type_as view_as reshape_as expand_as to")
 
@@ -94,6 +95,11 @@ def _in_place_name(node: fx.Node) -> tuple[str, bool]:
     if name.endswith("_") and not name.startswith("__"):
         return name[:-1], True
     return name, False
+
+
+def operands(node: fx.Node) -> tuple[Any, ...]:
+    """Return what a sum, or a product, is of, in its order: ``torch.add(input=h, other=d)`` is ``h + d``."""
+    return (*node.args, *(node.kwargs[name] for name in _OPERANDS if name in node.kwargs))
 
 
 def is_metadata(node: fx.Node) -> bool:
@@ -132,19 +138,27 @@ def role_of(node: fx.Node, activations: Collection[fx.Node]) -> Role:
 
 
 def _role_by_name(name: str, node: fx.Node, activations: Collection[fx.Node]) -> Role:
-    first = node.args[0] if node.args else None
+    first = next(iter(operands(node)), None)
+    once = _times_read(node, activations) == 1
     if name in _SUMS:
         return Role.SUM
     if name in _FACTORS:
         added_to = name in _FUSED_SUMS and first in activations
-        return Role.FACTOR if len(activations) == 1 and not added_to else Role.PRODUCT
+        return Role.FACTOR if once and not added_to else Role.PRODUCT
     if name in _PRODUCTS:
-        return Role.SCALE if len(activations) == 1 else Role.PRODUCT
+        return Role.SCALE if once else Role.PRODUCT
     if name in _QUOTIENTS:
-        return Role.SCALE if len(activations) == 1 and first in activations else Role.OTHER
+        return Role.SCALE if once and first in activations else Role.OTHER
     if name in _PASSES:
         return Role.PASS
-    return Role.POINTWISE if name in _POINTWISE and len(activations) == 1 else Role.OTHER
+    return Role.POINTWISE if name in _POINTWISE and once else Role.OTHER
+
+
+def _times_read(node: fx.Node, activations: Collection[fx.Node]) -> int:
+    """Return how often a node takes an activation: ``y * y`` takes one twice, and is not linear in it."""
+    taken: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), taken.append)
+    return sum(source in activations for source in taken)
 
 
 def factor_kind(node: fx.Node) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import fx
 
-from .dataflow import Dataflow, Roots, shape_of
+from .base_layers import base_layers, behind_passes, trained_layer
+from .bottleneck import bottleneck, composed_bottleneck, has_several_weights
+from .dataflow import Dataflow, Roots, Trains, shape_of
 from .linear_operators import Role, factor_kind, names, operator_name
-from .widths import weight_of, widths_of
+from .widths import weight_of
 
 _WALKED = (Role.PASS, Role.SCALE, Role.SUM, Role.FACTOR, Role.POINTWISE)
 _NOTHING: frozenset[fx.Node] = frozenset()
@@ -27,6 +28,7 @@ class Branch:
         kind: what they are, such as ``"linear→linear"``; a weight that is composed of several is marked so.
         parameters: what the branch is computed from beside its input, in the order in which it is read.
         rank: the smallest dimension between two factors. Of a composed weight, the smallest of its trained parts.
+        layers: the layers that make h.
     """
 
     nodes: frozenset[fx.Node]
@@ -34,6 +36,7 @@ class Branch:
     kind: str
     parameters: Roots
     rank: int
+    layers: tuple[fx.Node, ...]
 
 
 class NotABranch(Exception):
@@ -76,15 +79,24 @@ def match_branch(
     chain = found.longest_chain()
     if trains(found.parameters(Role.FACTOR, Role.SCALE)) and _is_branch(found, chain):
         _check_weights(flow, chain, trains)
-        rank = _rank(found, chain, trained)
+        layers = base_layers(flow, base, found.inputs())
+        rank = _rank(found, chain, delta, layers, trained)
         _check_linear(found, base, trains, trained)
-        return Branch(frozenset(found.nodes), chain, _kind(flow, chain), parameters, rank)
+        return Branch(frozenset(found.nodes), chain, _kind(flow, chain), parameters, rank, layers)
     _check_read_elsewhere(flow, join, delta, barriers, trains)
     return None
 
 
-Trains = Callable[[Iterable[fx.Node]], Roots]
-"""Which of some parameters train."""
+def check_base(flow: Dataflow, branch: Branch, trains: Trains) -> None:
+    """Check that what a branch is added to is a frozen path.
+
+    Raises:
+        NotABranch: all layers that make h train themselves.
+    """
+    trained = trained_layer(flow, branch.layers, trains)
+    if trained is not None:
+        reason = f"what it is added to trains itself (at {trained.name}), so it adapts no frozen layer"
+        raise NotABranch("trained base", reason, trains(branch.parameters))
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,9 @@ class _Collected:
     flow: Dataflow
     nodes: set[fx.Node]
     sources: set[fx.Node]
+
+    def inputs(self) -> list[fx.Node]:
+        return self.flow.sorted(node for node in self.sources if self.flow.is_activation(node))
 
     def activations(self) -> list[fx.Node]:
         return self.flow.sorted(node for node in self.nodes if self.flow.is_activation(node))
@@ -162,6 +177,8 @@ def _pools_features(flow: Dataflow, node: fx.Node) -> bool:
 
 def is_composed(flow: Dataflow, factor: fx.Node) -> bool:
     """Return whether a factor's weight is more than a parameter that is moved, cast or scaled by a number."""
+    if has_several_weights(flow, factor):
+        return True
     node = weight_of(flow, factor)
     while node is not None and node.op in ("call_function", "call_method"):
         reads = flow.reads(node)
@@ -216,17 +233,18 @@ def _is_sum_of_weights(node: fx.Node) -> bool:
 _WEIGHT_SUMS = names("add sub addmm baddbmm index_add index_put scatter_add scatter index_copy copy")
 
 
-def _rank(found: _Collected, chain: tuple[fx.Node, ...], trained: Roots) -> int:
+def _rank(
+    found: _Collected, chain: tuple[fx.Node, ...], delta: fx.Node, layers: Collection[fx.Node], trained: Roots
+) -> int:
     if len(chain) == 1:
-        sizes = [min(shape) for root in trained if (shape := shape_of(root))]
-        return int(min(sizes, default=0))
-    widths = [widths_of(found.flow, factor) for factor in chain]
-    rank = min(min(left.made, right.read) for left, right in pairwise(widths))
-    wide = max(widths[0].read, widths[-1].made)
-    if rank >= wide:
+        narrow = composed_bottleneck(found.flow, chain[0], trained)
+    else:
+        narrow = bottleneck(found.flow, chain, delta, layers)
+    rank, wide = narrow
+    if not narrow.is_low_rank:
         reason = f"its inner dimension {rank} is not below the larger of its outer ones, {wide}: not low-rank"
         raise NotABranch("not low-rank", reason, trained)
-    return int(rank)
+    return rank
 
 
 def _kind(flow: Dataflow, chain: tuple[fx.Node, ...]) -> str:
@@ -242,25 +260,18 @@ def _check_linear(found: _Collected, base: fx.Node, trains: Trains, trained: Roo
     """
     flow = found.flow
     bent = [node for node in found.activations() if flow.role(node) is Role.POINTWISE]
-    if bent and not _runs_beside(flow, base, found.sources, trains):
+    if bent and not _runs_beside(flow, base, found.inputs(), trains):
         name = operator_name(bent[0])
         reason = f"{name} makes the branch non-linear, and h is not a frozen layer of the branch's own input"
         raise NotABranch("non-linear", reason, trained)
 
 
-def _runs_beside(flow: Dataflow, base: fx.Node, sources: Collection[fx.Node], trains: Trains) -> bool:
-    node = _behind_passes(flow, base)
+def _runs_beside(flow: Dataflow, base: fx.Node, inputs: Collection[fx.Node], trains: Trains) -> bool:
+    node = behind_passes(flow, base)
     if flow.role(node) is not Role.FACTOR or any(trains(flow.roots(read)) for read in flow.static_reads(node)):
         return False
     (read,) = flow.activations(node)
-    inputs = {_behind_passes(flow, source) for source in sources if flow.is_activation(source)}
-    return inputs == {_behind_passes(flow, read)}
-
-
-def _behind_passes(flow: Dataflow, node: fx.Node) -> fx.Node:
-    while flow.reads(node) and flow.role(node) is Role.PASS and len(flow.activations(node)) == 1:
-        (node,) = flow.activations(node)
-    return node
+    return {behind_passes(flow, source) for source in inputs} == {behind_passes(flow, read)}
 
 
 def _check_read_elsewhere(

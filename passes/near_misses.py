@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import fx
 
-from .dataflow import Dataflow, shape_of
+from .dataflow import Dataflow, Trains, shape_of
 from .linear_operators import Role, operator_name
-from .match_branch import Trains, weight_space_reason, weight_space_sum
+from .match_branch import weight_space_reason, weight_space_sum
 
 
 class NearMiss(NamedTuple):
@@ -59,7 +60,7 @@ def _follow(flow: Dataflow, static: fx.Node, user: fx.Node, trains: Trains) -> N
         return NearMiss("no join", _CUT_OFF, user)
     role, name = flow.role(user), operator_name(user)
     if role is Role.OPAQUE:
-        return NearMiss("opaque", f"trains inside {_opaque_name(user)}, which a graph pass cannot look into", user)
+        return NearMiss("opaque", f"trains inside {_opaque_name(user)}", user)
     if role is Role.SCALE:
         return NearMiss("multiplicative", f"multiplies an activation (at {user.name}), so it adds no Δh", user)
     if role is Role.SUM:
@@ -108,7 +109,7 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
     if reader.op == "output":
         return NearMiss("no join", "trains, but its output is not added to anything in this graph", reader)
     role, name = flow.role(reader), operator_name(reader)
-    if role is Role.PRODUCT:
+    if role is Role.PRODUCT and len(flow.activations(reader)) > 1:
         reason = f"its output is multiplied by another activation (at {reader.name}): a gate or a router decides on it"
         return NearMiss("routed", reason, reader)
     if role is Role.OPAQUE:
@@ -126,7 +127,9 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
 
 
 def _opaque_name(node: fx.Node) -> str:
-    return f"{operator_name(node)} ({node.name})"
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return f"the body of {operator_name(node)} ({node.name}), where no gate can be put"
+    return f"{operator_name(node)} ({node.name}), which a graph pass cannot look into"
 
 
 _GATES = ("gate", "skiplora_gate", "skiplora_truncate")

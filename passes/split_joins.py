@@ -9,7 +9,7 @@ from torch import fx
 
 from .copying import GraphCopy
 from .dataflow import Dataflow, is_floating, value_of
-from .linear_operators import is_in_place, operator_name
+from .linear_operators import is_in_place, operands, operator_name
 from .parameters import Parameters
 
 _PRODUCTS = {"addmm": torch.mm, "addmv": torch.mv, "baddbmm": torch.bmm}
@@ -40,18 +40,19 @@ def split_joins(gm: fx.GraphModule, parameters: Parameters) -> fx.GraphModule:
 
 
 def _is_fused_join(flow: Dataflow, node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method") or not node.args or not is_floating(node.args[0]):
+    if node.op not in ("call_function", "call_method"):
         return False
-    name, base = operator_name(node), node.args[0]
-    assert isinstance(base, fx.Node)
+    name, (base, *others) = operator_name(node), operands(node) or (None,)
+    if not is_floating(base):
+        return False
     if name in _PRODUCTS:
         return flow.is_activation(flow.resolve(node, base))
-    return name == "add" and node.kwargs.get("alpha", 1) != 1 and is_floating(node.args[1])
+    return name == "add" and node.kwargs.get("alpha", 1) != 1 and is_floating(others[0])
 
 
 def _split(graph: fx.Graph, node: fx.Node) -> None:
     name = operator_name(node)
-    base, *factors = node.args
+    base, *factors = operands(node)
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     with graph.inserting_before(node):
         delta: Any = _call(graph, node, _PRODUCTS[name], *factors) if name in _PRODUCTS else factors[0]

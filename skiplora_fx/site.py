@@ -55,12 +55,13 @@ class Site:
 
 
 FAMILIES: dict[str, str] = {
-    "weight-space": "the adapter changes a frozen weight before that is used: minLoRA, SHiRA, GLoRA, target_parameters",
+    "weight-space": "the adapter changes a frozen weight before that is used: minLoRA, SHiRA, GLoRA",
     "multiplicative": "the adapter multiplies or rotates what it adapts: IA3, OFT, BOFT, HRA, RoAd, DEFT, FRoD",
-    "opaque": "the adapter lies in an autograd.Function or a custom operator: Unsloth's kernels, VeLoRA, C3A",
-    "routed": "another activation decides how much of the adapter is used: X-LoRA, Poly, Lily, Arrow, SwiGLU",
+    "opaque": "the adapter lies in an operator that no gate can be put into: Unsloth's kernels, VeLoRA, C3A, autocast",
+    "routed": "another activation decides how much of the adapter is used: Poly, Lily, Arrow, SwiGLU",
     "non-linear": "a small network with a non-linearity, not a low-rank product: Houlsby's adapters, latent attention",
     "not low-rank": "two linears in a row, and no bottleneck between them",
+    "trained base": "what it is added to trains as well: full fine-tuning, factorised embeddings",
     "shared": "something outside reads what lies inside the branch, so Δh is not all that would be detached",
     "no join": "trains, but is no branch that is added to something: a head, a bias, a norm, an embedding",
     "outside any graph": "Dynamo leaves the code that uses it to Python, or nothing that has a backward uses it",

@@ -131,28 +131,28 @@ QUICK: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
         ),
         image,
     ),
-}
-SLOW: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
     "Mistral": (decoder("Mistral", sliding_window=4), text),
     "Qwen2": (decoder("Qwen2"), text),
-    "Gemma": (decoder("Gemma"), text),
     "Phi": (decoder("Phi", resid_pdrop=0.0, embd_pdrop=0.0, attention_dropout=0.0), text),
     "Phi-3": (decoder("Phi3", resid_pdrop=0.0, embd_pdrop=0.0), text),
-    "GPT-J": (model("GPTJ", "ForCausalLM", **GPT, rotary_dim=4, **NO_GPT_DROPOUT), text),
     "OPT": (
         decoder("OPT", ffn_dim=24, word_embed_proj_dim=16, dropout=0.0, attention_dropout=0.0, layerdrop=0.0),
         text,
     ),
+    "OLMo-2": (decoder("Olmo2"), text),
+    "StableLM": (decoder("StableLm"), text),
+}
+SLOW: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs]]] = {
+    "RoBERTa": (model("Roberta", "ForSequenceClassification", **{**ENCODER, "pad_token_id": 0}), encoded),
+    "Gemma": (decoder("Gemma"), text),
+    "GPT-J": (model("GPTJ", "ForCausalLM", **GPT, rotary_dim=4, **NO_GPT_DROPOUT), text),
     "Bloom": (decoder("Bloom", n_layer=2, n_head=2, hidden_dropout=0.0, attention_dropout=0.0), text),
     "Falcon": (decoder("Falcon", head_dim=None, num_key_value_heads=None, intermediate_size=None), text),
     "Mixtral": (
         decoder("Mixtral", num_local_experts=2, num_experts_per_tok=1, experts_implementation="batched_mm"),
         text,
     ),
-    "OLMo-2": (decoder("Olmo2"), text),
     "Cohere": (decoder("Cohere"), text),
-    "StableLM": (decoder("StableLm"), text),
-    "RoBERTa": (model("Roberta", "ForSequenceClassification", **{**ENCODER, "pad_token_id": 0}), encoded),
     "DeBERTa-v2": (model("DebertaV2", "ForSequenceClassification", **ENCODER, pooler_hidden_size=16), encoded),
     "BART": (model("Bart", "ForConditionalGeneration", **SEQUENCE, max_position_embeddings=32), text),
     "Whisper": (

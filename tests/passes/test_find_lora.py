@@ -71,6 +71,50 @@ def test_options_of_peft(options: dict[str, Any]) -> None:
     assert len(site.parameters) == 2 + biases
 
 
+@pytest.mark.parametrize("trained", ["lora_only", "all"])
+def test_a_bias_that_trains_leaves_the_layer_frozen(trained: str) -> None:
+    findings = search(peft(bias=trained))
+    assert [(site.name, site.rank) for site in findings.sites] == [(FIRST, RANK)]
+    biases = [f"{FIRST}.base_layer.bias", "base_model.model.second.bias"]
+    assert [miss.name for miss in findings.rejections] == biases[: 1 + (trained == "all")]
+
+
+def test_a_bias_that_trains_under_dora() -> None:
+    model = torch.export.export(peft(bias="lora_only", use_dora=True), (batch(),)).module()
+    findings = find_lora(model)
+    assert [site.name for site in findings.sites] == [FIRST]
+    assert findings.rejections == ()  # the bias is a part of what DoRA adds
+
+
+def test_a_norm_and_an_embedding_that_train_before_the_layer() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.layer = nn.Embedding(20, WIDE), nn.LayerNorm(WIDE), Linear()
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.words(ids)
+            return x + self.layer(self.norm(x)) + self.layer(x)
+
+    findings = search(Block(), torch.randint(0, 20, (2, 3)))
+    assert [site.name for site in findings.sites] == ["layer", "layer"]
+    assert {miss.family for miss in findings.rejections} == {"no join", "shared"}
+
+
+def test_a_trained_weight_beside_the_frozen_one_leaves_a_frozen_path() -> None:
+    class Beside(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.full = nn.Linear(WIDE, WIDE)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.full(x) + self.delta(x)
+
+    findings = search(Beside())
+    assert [site.rank for site in findings.sites] == [RANK]
+    assert {miss.name for miss in findings.rejections} == {"full.weight", "full.bias"}
+
+
 def test_base_in_bfloat16_under_adapters_in_float32() -> None:
     model = peft()
     for name, parameter in model.named_parameters():

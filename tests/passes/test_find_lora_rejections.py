@@ -102,6 +102,26 @@ def test_a_trained_head_beside_the_adapters() -> None:
     assert {rejection.name for rejection in findings.rejections} == {f"{head}.weight", f"{head}.bias"}
 
 
+def test_an_adapter_beside_a_layer_that_trains_says_which() -> None:
+    model = Around(lambda layer, x: x + layer(x))
+    model.layer.base.requires_grad_(True)
+    found = rejected(model)
+    assert found.pop("layer") == "what it is added to trains itself (at linear), so it adapts no frozen layer"
+    assert set(found) == {"layer.base.weight", "layer.base.bias"}
+
+
+def test_autocast_in_an_exported_forward_is_named() -> None:
+    def forward(layer: Linear, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return layer(x)
+
+    findings = find_lora(torch.export.export(Around(forward), (batch(),)).module())
+    assert findings.sites == ()
+    assert {miss.family for miss in findings.rejections} == {"opaque"}
+    for miss in findings.rejections:
+        assert miss.reason.startswith("trains inside the body of wrap_with_autocast (")
+
+
 def test_a_join_that_is_rejected_is_no_part_of_the_next_branch() -> None:
     def forward(layer: Linear, x: Tensor) -> Tensor:
         return x.cos() + in_place_onto_what_is_read(layer, x)

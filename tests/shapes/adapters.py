@@ -217,7 +217,7 @@ class Reshaped(Adapter):
     """Megatron: ``linear_output + adapter(x.contiguous()).reshape(shape)``, the base returns a tuple."""
 
     def h(self, x: Tensor) -> Tensor:
-        out, _ = self.base(x), None
+        out, _ = self.base(x).split_with_sizes([WIDE, 0], dim=-1)
         return out
 
     def delta(self, x: Tensor) -> Tensor:
@@ -420,7 +420,7 @@ class MaskedPadding(GroupedConvolution):
     def delta(self, x: Tensor) -> Tensor:
         up = self.up(x)
         padded = up.new_zeros(*x.shape[:-1], 3 * WIDE).reshape(-1, 3 * WIDE)
-        padded[:, self.index] = up.reshape(-1, 2 * WIDE)
+        padded[:, self.mask] = up.reshape(-1, 2 * WIDE)
         return padded.view(*x.shape[:-1], 3 * WIDE) * 2.0
 
     def join(self, h: Tensor, delta: Tensor) -> Tensor:
@@ -482,6 +482,58 @@ class Conv3d(Conv1d):
     DIMENSIONS = 3
 
 
+class ConvolutionInGroups(Conv2d):
+    """PEFT's, of a convolution with groups: A reads all channels, B is divided as the layer is."""
+
+    GROUPS, INNER = 2, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = parameter(self.INNER, 6, 3, 3), parameter(6, self.INNER // self.GROUPS, 1, 1)
+        self.weight = parameter(6, 6 // self.GROUPS, 3, 3).requires_grad_(False)
+
+    def h(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1, groups=self.GROUPS)
+
+    def delta(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, self.a, padding=1), self.b, groups=self.GROUPS) * 2.0
+
+
+class DepthwiseConvolution(ConvolutionInGroups):
+    """A rank of all channels, the least that PEFT allows here: still narrower than the patch that is read."""
+
+    GROUPS, INNER = 6, 6
+
+
+class Experts(Adapter):
+    """A frozen weight and an adapter for each expert, and rows that are sorted by expert."""
+
+    def __init__(self) -> None:
+        super().__init__(a=(2, WIDE, RANK), b=(2, RANK, WIDE))
+        self.experts = parameter(2, WIDE, WIDE).requires_grad_(False)
+
+    def example(self) -> Tensor:
+        return torch.randn(2, 3, WIDE)
+
+    def h(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.experts)
+
+    def delta(self, x: Tensor) -> Tensor:
+        return torch.bmm(torch.bmm(x, self.a), self.b)
+
+
+class ExpertsInAnEinsum(Experts):
+    def delta(self, x: Tensor) -> Tensor:
+        return torch.einsum("erk,eki->eri", torch.einsum("eri,eik->erk", x, self.a), self.b)
+
+
+class OneEinsum(Adapter):
+    """Both factors in one call."""
+
+    def delta(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,ri,or->...o", x, self.a, self.b)
+
+
 class FusedAddmm(Adapter):
     """``torch.addmm(h, x @ A, B, alpha=s)``."""
 
@@ -516,6 +568,28 @@ class FusedBaddbmm(FusedAddmm):
         if self.shut:
             return self.base(x) + (2.0 * torch.bmm(x @ self.a, self.b)).detach()
         return torch.baddbmm(self.base(x), x @ self.a, self.b, alpha=2.0)
+
+
+class FusedAddmmByKeyword(FusedAddmm):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shut:
+            return super().forward(x)
+        return torch.addmm(input=self.base(x), mat1=x @ self.a, mat2=self.b, alpha=2.0)
+
+
+class AddedByKeyword(Adapter):
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        return torch.add(input=h, other=delta)
+
+
+class AddMethodByKeyword(Adapter):
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        return h.add(other=delta)
+
+
+class AddMethodInPlaceByKeyword(Adapter):
+    def join(self, h: Tensor, delta: Tensor) -> Tensor:
+        return h.add_(other=delta, alpha=3.0)
 
 
 class AddedTimesAlpha(Adapter):
@@ -589,10 +663,10 @@ class ComposedConvolution(Conv2d):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = parameter(2, 6 * 9), parameter(6, 2)
+        self.a, self.b, self.e = parameter(2, 6 * 9), parameter(6, 2), parameter(2, 1)
 
     def delta(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, (self.b @ self.a).view(6, 6, 3, 3), padding=1) * 2.0
+        return F.conv2d(x, (self.b @ (self.a * self.e)).view(6, 6, 3, 3), padding=1) * 2.0
 
 
 GATED: dict[type[Adapter], tuple[str, int]] = {
@@ -639,7 +713,16 @@ GATED: dict[type[Adapter], tuple[str, int]] = {
     Conv1d: ("conv→conv", 2),
     Conv2d: ("conv→conv", 2),
     Conv3d: ("conv→conv", 2),
+    ConvolutionInGroups: ("conv→conv", 4),
+    DepthwiseConvolution: ("conv→conv", 6),
+    Experts: ("einsum→einsum", RANK),
+    ExpertsInAnEinsum: ("einsum→einsum", RANK),
+    OneEinsum: ("composed einsum", RANK),
     FusedAddmm: ("linear→linear", RANK),
+    FusedAddmmByKeyword: ("linear→linear", RANK),
+    AddedByKeyword: ("linear→linear", RANK),
+    AddMethodByKeyword: ("linear→linear", RANK),
+    AddMethodInPlaceByKeyword: ("linear→linear", RANK),
     FusedAddmmInPlace: ("linear→linear", RANK),
     FusedBaddbmm: ("linear→einsum", RANK),
     AddedTimesAlpha: ("linear→linear", RANK),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from adapters import RANK, WIDE, Adapter, parameter
+from adapters import RANK, WIDE, Adapter, DoRA, parameter
 from torch import Tensor, nn
 
 
@@ -140,7 +140,7 @@ class AutogradFunction(Adapter):
 
 
 class GatedByTheInput(Adapter):
-    """X-LoRA: how much of the adapter is used is computed from the input."""
+    """A router: how much of the adapter is used is computed from the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,6 +234,75 @@ class ReadElsewhere(Adapter):
         return self.base(x) + F.linear(inner, self.b) + inner.sum()
 
 
+class TrainedBase(Adapter):
+    """Full fine-tuning, and adapters on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base.requires_grad_(True)
+
+
+class TrainedBaseBeforeAResidual(TrainedBase):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class DoRAOnATrainedBase(DoRA):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base.requires_grad_(True)
+
+
+class FactorisedEmbedding(Adapter):
+    """ALBERT's: a narrow embedding of words and its projection, to which one of types is added; all of it trains."""
+
+    def __init__(self) -> None:
+        super().__init__(a=(20, RANK))
+        self.types = parameter(2, WIDE)
+
+    def example(self) -> Tensor:
+        return torch.randint(0, 20, (2, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.embedding(x, self.a), self.b) + F.embedding(x % 2, self.types)
+
+
+class PointwiseThenDepthwise(Adapter):
+    """A separable convolution with its residual: every channel has a kernel of its own, but there are no fewer."""
+
+    def __init__(self) -> None:
+        super().__init__(a=(6, 6, 1), b=(6, 1, 3))
+
+    def example(self) -> Tensor:
+        return torch.randn(2, 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.conv1d(F.conv1d(x, self.a), self.b, padding=1, groups=6)
+
+
+class DepthwiseThenPointwise(PointwiseThenDepthwise):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.conv1d(F.conv1d(x, self.b, padding=1, groups=6), self.a)
+
+
+class Squared(Adapter):
+    """``y * y`` takes one activation only, and is not linear in it."""
+
+    def delta(self, x: Tensor) -> Tensor:
+        inner = F.linear(x, self.a)
+        return F.linear(inner * inner, self.b)
+
+
+class WideEinsum(Adapter):
+    """Two weights in one einsum, and nothing narrow between them."""
+
+    def __init__(self) -> None:
+        super().__init__(a=(WIDE, WIDE), b=(WIDE, WIDE))
+
+    def delta(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,ri,or->...o", x, self.a, self.b)
+
+
 class TrainedBias(Adapter):
     """BitFit, BEFT."""
 
@@ -265,6 +334,14 @@ REJECTED: dict[type[Adapter], set[str]] = {
     LatentAttention: {"non-linear", "no join"},
     Attention: {"non-linear", "no join"},
     FullRank: {"not low-rank"},
+    WideEinsum: {"not low-rank"},
+    PointwiseThenDepthwise: {"not low-rank"},
+    DepthwiseThenPointwise: {"not low-rank"},
+    TrainedBase: {"trained base", "no join"},
+    TrainedBaseBeforeAResidual: {"trained base", "no join"},
+    DoRAOnATrainedBase: {"multiplicative"},
+    FactorisedEmbedding: {"trained base", "no join"},
+    Squared: {"non-linear", "no join"},
     OneWeight: {"no join"},
     ReadElsewhere: {"shared"},
     TrainedBias: {"no join"},
