@@ -108,11 +108,11 @@ class _Writer:
         graph = copy.gm.graph
         chained = site.chain > 0 or not site.last
         if self._scope == "adapter" or chained:
-            self._write_adapter_gate(graph, join, _addend(copy, site), site, opens[site.index])
+            self._write_adapter_gate(graph, join, _operand(copy, site, site.delta), site, opens[site.index])
         if self._scope == "layer" and site.last:
             indices = tuple(range(site.index - site.chain, site.index + 1))
             behind = self._write_layer_gate(graph, join, indices, [opens[index] for index in indices])
-            if not behind and not chained and (delta := _addend(copy, site)) not in writes(join):
+            if not behind and not chained and (delta := _operand(copy, site, site.delta)) not in writes(join):
                 # The gradient of the rest, which comes through the join, is zeros for Δh: with a gate it is none.
                 self._write_adapter_gate(graph, join, delta, site, opens[site.index])
 
@@ -174,28 +174,24 @@ def _hand_on(written: fx.Node, join: fx.Node, value: fx.Node) -> bool:
     aliases = sharing_memory(written) - {written, join, value}
     if any(alias < join and any(join < user for user in alias.users) for alias in aliases):
         with graph.inserting_after(value):
-            graph.call_method("copy_", (written if value is join else join, value))
+            _call(graph, torch.ops.aten.copy_.default, written if value is join else join, value)
         return False
     written.replace_all_uses_with(value, delete_user_cb=lambda user: value < user)
     return True
 
 
-def _addend(copy: GraphCopy, site: Site) -> fx.Node:
-    """Return what Δh is called in the copy: a gate before it may have taken its name."""
-    addend = copy.nodes[site.join].args[site.join.args.index(site.delta)]
-    assert isinstance(addend, fx.Node)
-    return addend
+def _operand(copy: GraphCopy, site: Site, operand: fx.Node) -> fx.Node:
+    """Return what an operand of the join is called in the copy: a gate before it may have taken its name."""
+    return copy.nodes[site.join].all_input_nodes[site.join.all_input_nodes.index(operand)]
 
 
 def _write_norms(copy: GraphCopy, site: Site, known: dict[fx.Node, fx.Node]) -> _Norms:
-    join, delta = copy.nodes[site.join], _addend(copy, site)
+    join, delta = copy.nodes[site.join], _operand(copy, site, site.delta)
     graph = copy.gm.graph
     with graph.inserting_before(join):
         # That of a chain is the layer's, which the additions before may have overwritten.
         if site.chain == 0:
-            (h,) = (node for node in join.args if node is not delta)
-            assert isinstance(h, fx.Node)
-            known[site.h] = _write_norm(graph, h)
+            known[site.h] = _write_norm(graph, _operand(copy, site, site.h))
         return _Norms(_write_norm(graph, delta), known[site.h])
 
 
@@ -205,14 +201,19 @@ def _write_ratio(graph: fx.Graph, norms: _Norms) -> fx.Node:
 
 
 def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    detached = graph.call_method("detach", (node,))
+    # Operators and no methods: AOTAutograd caches no graph with a method of a value that Dynamo does not know.
+    detached = _call(graph, torch.ops.aten.detach.default, node)
     dtype = value_of(node).dtype
     # vector_norm refuses to narrow its input, and a module may be converted after it was gated.
     if dtype is torch.float64:
-        return graph.call_method("float", (_call(graph, torch.linalg.vector_norm, detached),))
+        return _to_float32(graph, _call(graph, torch.linalg.vector_norm, detached))
     if dtype is torch.float32:
-        return _call(graph, torch.linalg.vector_norm, graph.call_method("float", (detached,)))
-    return graph.call_function(torch.linalg.vector_norm, (detached,), {"dtype": torch.float32})
+        return _call(graph, torch.linalg.vector_norm, _to_float32(graph, detached))
+    return _call(graph, torch.linalg.vector_norm, detached, dtype=torch.float32)
+
+
+def _to_float32(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return _call(graph, torch.ops.aten.to.dtype, node, torch.float32)
 
 
 def _write_decision(copy: GraphCopy, site: Site, norms: _Norms | None, thresholds: fx.Node) -> fx.Node:
@@ -264,5 +265,5 @@ def _write_stacked(graph: fx.Graph, norms: list[_Norms]) -> _Norms:
     return _Norms(*(_call(graph, torch.stack, list(nodes)) for nodes in zip(*norms, strict=True)))
 
 
-def _call(graph: fx.Graph, target: object, *args: object) -> fx.Node:
-    return graph.call_function(target, args)
+def _call(graph: fx.Graph, target: object, *args: object, **kwargs: object) -> fx.Node:
+    return graph.call_function(target, args, kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,9 @@ def test_a_gate_lost_between_two_passes_stops_the_compile(monkeypatch: pytest.Mo
     pipeline = Pipeline("adapter")
     pipeline.rewrite_dynamo(call.gm)
     assert pipeline.gated is not None
-    monkeypatch.setattr(pipeline, "gated", _with_one_gate_more(pipeline.gated))
+    monkeypatch.setattr(pipeline, "gated", replace(pipeline.gated, gates=(*pipeline.gated.gates, (1,))))
     graph = fx.Graph()
     ratios, thresholds = graph.placeholder("primals_1"), graph.placeholder("primals_2")
     graph.output((graph.call_function(torch.ops.skiplora.decide.default, (ratios, thresholds)),))
     with pytest.raises(InternalError, match="gates inserted: 2, gates in the joint graph: 0"):
         pipeline.rewrite_joint(graph)
-
-
-def _with_one_gate_more(gated: passes.GatedGraph) -> passes.GatedGraph:
-    return passes.GatedGraph(gated.gm, gated.sites, (*gated.gates, (1,)))
