@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._torch_compat import foreach_norm, unwrap_compiled
-from .controller import Controller
-from .errors import ConfigError, UsageError
-from .host_copy import HostCopy
-from .live_site import LiveSite, StepClock
+from ._torch_compat import unwrap_compiled
+from .errors import UsageError
+from .gradients import drop_gradients, measure_gradients, total_norm
+from .live_site import LiveSite
 from .policy import needs
 from .registry import (
-    counted_by,
+    controllers_of,
     flush,
+    forget_attached,
     learn_names,
     leave_to_read,
-    owners_in,
-    set_clock,
-    sites_of,
+    note_attached,
     trained_parameters,
 )
+from .saved_state import read_state, state_of
+from .step_clock import StepClock
 from .step_log import StepLog
 
-_FORMAT = 1
 
-
-@dataclass
+@dataclass(eq=False)
 class Attachment:
     """What :func:`attach` made; ``remove()`` undoes it.
 
@@ -44,8 +42,6 @@ class Attachment:
 
     clock: StepClock
     log: StepLog | None
-    _parameters: list[weakref.ref[Tensor]]
-    _owners: weakref.WeakSet[Any]
     _handles: list[Any] = field(default_factory=list)
     _measured: list[LiveSite] = field(default_factory=list)
 
@@ -54,9 +50,9 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for parameter, owners in counted_by(self.clock):
-            # One clock each: graphs that hold a part of the sites would otherwise count one backward several times.
-            set_clock(parameter, StepClock(self.clock.steps), owners)
+        forget_attached(self)
+        for controller in list(self.clock.controllers()):
+            controller.count_by(StepClock(self.clock.steps))
         flush()
         if self.log is not None:
             self.log.close()
@@ -73,39 +69,34 @@ class Attachment:
         NaN if it is not measured: it is where there is a log, or a policy that needs it.
         """
         flush()
-        return _total_norm(self._measured) if self._measured else math.nan
+        return total_norm(self._measured) if self._measured else math.nan
 
     def sites(self) -> list[LiveSite]:
         """Return the sites whose steps are counted, in the order of the forward."""
-        parameters = (parameter for known in self._parameters if (parameter := known()) is not None)
-        controllers = _controllers(sites_of(parameters, list(self._owners)))
-        return [site for controller in controllers for site in controller.sites() if site.clock is self.clock]
+        return [site for controller in self.clock.controllers() for site in controller.sites()]
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as this one would have, of JSON's types."""
         flush()
-        found = self.sites()
-        policies = [controller.state_dict() for controller in _controllers(found)]
-        return {
-            "format": _FORMAT,
-            "steps": self.clock.steps,
-            "policy": policies[0] if policies else None,
-            "sites": {site.id: site.state_dict() for site in found},
-        }
+        return state_of(self.clock.steps, [controller.saved() for controller in self.clock.controllers()])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned. Sites that are still to be found are restored when they are.
 
         Raises:
-            ConfigError: the state is not one, or was made under another policy.
+            ConfigError: the state is not one, or was made under another policy; nothing has changed then.
         """
-        if state.get("format") != _FORMAT or not {"steps", "policy", "sites"} <= state.keys():
-            found = ", ".join(map(str, state)) or "nothing"
-            raise ConfigError(f"this is not what Attachment.state_dict() of this version returns: it holds {found}")
-        self.clock.steps = int(state["steps"])
-        self.clock.saved = state if state["policy"] is not None else {}
-        for site in self.sites():
-            site.controller.restore(site)
+        steps, left = read_state(state)
+        found = []
+        for controller in self.clock.controllers():
+            saved = next((saved for saved in left if any(saved.holds(site.id) for site in controller.sites())), None)
+            if saved is not None:
+                controller.check_policy(saved)
+                found.append((controller, saved))
+                left.remove(saved)
+        self.clock.steps, self.clock.saved = steps, left
+        for controller, saved in found:
+            controller.resume(saved)
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Path | None = None) -> Attachment:
@@ -113,6 +104,9 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
 
     Warm-up, probing and policies are counted in steps. Without this each backward is one, which differs as soon as
     gradients are accumulated; ``skipped_grad="none"`` and gradient norms need it.
+
+    One optimizer counts a model's steps: what was attached to it before is removed. Where several train it, attach
+    the one that steps last.
 
     Args:
         model: the model, before or after it is compiled.
@@ -126,64 +120,54 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
     trained = trained_parameters(model)
     _check_optimizer(optimizer, trained)
     learn_names(model)
-    owners = owners_in(model)
-    steps = max((site.clock.steps for site in sites_of(trained, owners)), default=0)
-    clock = StepClock(steps, attached=True, timed=log is not None)
-    for parameter in trained:
-        set_clock(parameter, clock, owners)
+    steps = max((controller.clock.steps for controller in controllers_of(model)), default=0)
     written = StepLog(log) if log is not None else None
-    attachment = Attachment(clock, written, list(map(weakref.ref, trained)), weakref.WeakSet(owners))
+    attachment = Attachment(StepClock(steps, attached=True, timed=log is not None), written)
+    note_attached(model, attachment)
     attachment._handles += [
-        optimizer.register_step_pre_hook(lambda *_: _before_step(attachment)),
-        optimizer.register_step_post_hook(lambda *_: _after_step(attachment)),
+        optimizer.register_step_pre_hook(partial(_before_step, attachment)),
+        optimizer.register_step_post_hook(partial(_after_step, attachment)),
     ]
     return attachment
 
 
-def _before_step(attachment: Attachment) -> None:
-    sites = attachment.sites()
-    dropping = [site for site in sites if site.controller.config.skipped_grad == "none"]
-    measuring = attachment.log is not None or any(needs(site.controller.policy, "gradients") for site in sites[:1])
+def _before_step(attachment: Attachment, optimizer: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Look at the gradients; return other arguments for a step that computes them in a closure."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer itself
+    if closure is None:
+        _look_at_gradients(attachment)
+        return None
+
+    def looked_at() -> Any:
+        loss = closure()
+        _look_at_gradients(attachment)
+        return loss
+
+    return ((args[0], looked_at), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": looked_at})
+
+
+def _look_at_gradients(attachment: Attachment) -> None:
+    controllers = list(attachment.clock.controllers())
+    dropping = [controller for controller in controllers if controller.config.skipped_grad == "none"]
+    logged = attachment.log is not None
+    measuring = [controller for controller in controllers if logged or needs(controller.policy, "gradients")]
     if not dropping and not measuring:
         return
     flush()  # which gates were open
-    _drop_gradients(dropping)
+    drop_gradients([site for controller in dropping for site in controller.sites()])
     if measuring:
+        sites = [site for controller in measuring for site in controller.sites()]
         attachment._measured = [site for site in sites if site.opens_in_step]
-        _measure_gradients(attachment._measured)
+        measure_gradients(attachment._measured)
+    sites = attachment.sites()
     if attachment.log is not None:
         _leave_to_log(attachment.log, attachment.clock, sites)
-    for site in sites:
-        site.backwards_in_step = site.opens_in_step = 0
 
 
-def _after_step(attachment: Attachment) -> None:
+def _after_step(attachment: Attachment, *_: Any) -> None:
+    for site in attachment.sites():
+        site.begin_step()
     attachment.clock.steps += 1
-
-
-def _drop_gradients(sites: Sequence[LiveSite]) -> None:
-    """Set the gradients of what was shut in every backward of the step to None."""
-    kept = {id(parameter) for site in sites if site.opens_in_step for parameter in site.parameters()}
-    for site in sites:
-        for parameter in site.parameters() if site.backwards_in_step else ():
-            if id(parameter) not in kept:
-                parameter.grad = None
-
-
-def _measure_gradients(sites: Sequence[LiveSite]) -> None:
-    """Begin to copy each site's gradient norm to the host."""
-    found = [(site, [p.grad for p in site.parameters() if p.grad is not None]) for site in sites]
-    gradients = [gradient for _, gradients in found for gradient in gradients]
-    if not gradients:
-        return
-    norms = HostCopy(torch.stack([norm.float() for norm in foreach_norm(gradients)]))
-
-    def read() -> None:
-        values = iter(norms.tolist())
-        for site, gradients in found:
-            site.gradient_norm = math.hypot(*(next(values) for _ in gradients))
-
-    leave_to_read(read)
 
 
 def _leave_to_log(log: StepLog, clock: StepClock, sites: Sequence[LiveSite]) -> None:
@@ -198,17 +182,9 @@ def _leave_to_log(log: StepLog, clock: StepClock, sites: Sequence[LiveSite]) -> 
 
     def write() -> None:
         seconds, clock.backward_seconds = clock.backward_seconds, 0.0
-        log.step(step, rows, grad_norm=_total_norm(open_sites), backward_seconds=seconds)
+        log.step(step, rows, grad_norm=total_norm(open_sites), backward_seconds=seconds)
 
     leave_to_read(write)
-
-
-def _total_norm(sites: Iterable[LiveSite]) -> float:
-    return math.hypot(*(site.gradient_norm for site in sites))
-
-
-def _controllers(sites: Iterable[LiveSite]) -> list[Controller]:
-    return list(dict.fromkeys(site.controller for site in sites))
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

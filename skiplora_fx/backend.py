@@ -30,7 +30,7 @@ from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .policy import make_policy, needs
-from .registry import learn_names, name_of
+from .registry import learn_home, name_of
 from .runtime import GatedGraph
 from .site import Findings
 
@@ -61,6 +61,7 @@ def skiplora(
     config = SkipLoraConfig.from_options(options)
     inductor = {**mode_options(mode), **config.inductor}
     if not torch.is_grad_enabled():
+        _learn_home_in_training(traced_module(gm))
         return compile_with_inductor(gm, example_inputs, inductor)
 
     counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
@@ -97,13 +98,22 @@ def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence
     """
     model = _enclosing_module(root) if root is not None else None
     if model is not None:
-        learn_names(model)
+        learn_home(model)
     if not isinstance(config.threshold, Mapping):
         return
     names = [name_of(inputs[slot.position], slot) for slot in slots]
     if model is not None and (model is not root or not _holds_all_trained(model, inputs)):
         names += _names_of_what_trains(model)
     config.check_globs(names)
+
+
+def _learn_home_in_training(root: nn.Module | None) -> None:
+    """Remember the model whose forward is running without autograd.
+
+    Checkpointing with ``use_reentrant=True`` begins so; when it repeats a layer with autograd, only the layer runs.
+    """
+    if root is not None and root.training:
+        learn_home(_enclosing_module(root))
 
 
 def _enclosing_module(module: nn.Module) -> nn.Module:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+from torch import nn
+
+from .awaited import AwaitedSites
 from .config import SkipLoraConfig
-from .costs import ModelCosts
 from .errors import ConfigError
 from .live_site import LiveSite
-from .passes.flops import Flops
-from .policy import OPEN, SHUT, MinActive, Observation, Probe, Threshold, WarmUp, make_policy, needs
+from .model_graphs import FlopsOf, ModelGraphs
+from .policy import OPEN, SHUT, MinActive, Observation, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
 from .policy.wrappers import Wrapper
-
-_FlopsOf = Callable[[], "Flops | None"]
+from .saved_state import SavedController
+from .step_clock import StepClock
 
 
 class Controller:
@@ -26,59 +29,68 @@ class Controller:
     Args:
         config: the options of the model's compile.
         flush: brings what is still on a device into the sites' histories.
+        model: the outermost module that is known, if any is.
+
+    Attributes:
+        clock: counts the model's steps.
     """
 
-    def __init__(self, config: SkipLoraConfig, flush: Callable[[], None]) -> None:
+    def __init__(self, config: SkipLoraConfig, flush: Callable[[], None], model: nn.Module | None = None) -> None:
         self.config = config
         self.policy = make_policy(config.policy, config.policy_kwargs)
         self._said = _Said(self.policy)
         self._asked = _wrapped(self._said, config)
         self._flush = flush
-        self._sites: list[weakref.ref[LiveSite]] = []
-        self._flops: dict[tuple[weakref.ref[LiveSite], ...], _FlopsOf] = {}
-        self._decided: dict[int, dict[LiveSite, float]] = {}
+        self._model = weakref.ref(model) if model is not None else lambda: None
+        self._graphs = ModelGraphs()
+        self._step = -1
+        self._decided: dict[LiveSite, float] = {}
         self._shown: dict[LiveSite, float] = {}
-        self._costs: ModelCosts | None = None
         self._warned = False
-        self._restored: Mapping[str, Any] | None = None
+        self._awaited: AwaitedSites | None = None
+        self.count_by(StepClock())
 
-    def add(self, site: LiveSite) -> None:
-        """Take a site in; sites come in the order of the forward."""
-        self._sites.append(weakref.ref(site))
-        self.restore(site)
+    @property
+    def model(self) -> nn.Module | None:
+        """The outermost module that is known, as long as it lives."""
+        return self._model()
 
-    def restore(self, site: LiveSite) -> None:
-        """Have a site, and with the first one the policy, go on from what the site's clock has of a checkpoint.
-
-        Raises:
-            ConfigError: the checkpoint is another policy's.
-        """
-        saved = site.clock.saved
-        if saved and self._restored is not saved:
-            self._restored = saved
-            self._load_policy(saved["policy"])
-        if site.id in saved.get("sites", {}):
-            site.load_state_dict(saved["sites"][site.id])
+    def count_by(self, clock: StepClock) -> None:
+        """Have ``clock`` count the model's steps from now on."""
+        self.clock = clock
+        clock.serve(self)
         self.forget()
 
-    def add_graph(self, sites: Sequence[LiveSite], flops: _FlopsOf) -> None:
-        """Note who knows what the backward of these sites' graph costs; None as long as it is not compiled."""
-        self._flops[tuple(map(weakref.ref, sites))] = flops
+    def add_graph(self, sites: Sequence[LiveSite], flops: FlopsOf) -> None:
+        """Take in a graph's sites, in the order of its forward, and who knows what its backward costs.
+
+        Raises:
+            ConfigError: a checkpoint that holds these sites was made under another policy.
+        """
+        known = set(self._graphs.sites())
+        self._graphs.add(sites, flops)
+        for site in dict.fromkeys(sites):
+            if site not in known:
+                self._take_in(site)
 
     def sites(self) -> list[LiveSite]:
-        """Return the sites that live and train."""
-        return [site for known in self._sites if (site := known()) is not None and site.trains()]
+        """Return the sites that live and train, in the order of the forward."""
+        return [site for site in self._graphs.sites() if site.controller is self and site.trains()]
+
+    def is_abandoned(self) -> bool:
+        """Return whether all its sites have been compiled anew under other options, or are gone."""
+        return not self._graphs.sites()
 
     def threshold(self, site: LiveSite) -> float:
         """Return τ of a site in its present step."""
-        step = site.clock.steps
-        if site not in self._decided.get(step, {}):
+        step = self.clock.now()
+        if step != self._step or site not in self._decided:
             self._decide(step)
-        return self._decided[step].get(site, OPEN)
+        return self._decided.get(site, OPEN)
 
     def forget(self) -> None:
         """Ask the policy again in this step."""
-        self._decided.clear()
+        self._step, self._decided = -1, {}
 
     def shown_threshold(self, site: LiveSite) -> float:
         """Return τ as the policy gives it, without warm-up and probing."""
@@ -87,17 +99,19 @@ class Controller:
     def _decide(self, step: int) -> None:
         if needs(self.policy, "history") or self.config.decision == "previous":
             self._flush()
-        sites = self.sites()
-        self._warn_if_nobody_counts(step, sites)
-        thresholds = self._checked(self._asked.decide(self._observe(step, sites)), sites)
-        self._shown = dict(zip(sites, self._said.thresholds, strict=True))
-        before = self._decided.get(step, {})
-        # What was said in this step stands: a site may have been met since, in the first forward.
-        decided = {site: before.get(site, self._held(site, tau)) for site, tau in zip(sites, thresholds, strict=True)}
-        self._decided = {known: taken for known, taken in self._decided.items() if known == step - 1} | {step: decided}
+        self._warn_if_nobody_counts(step)
+        observation, sites = self._observe(step)
+        thresholds = self._asked.decide(observation)
+        before = self._decided if step == self._step else {}
+        self._shown, self._step, self._decided = {}, step, {}
+        for site, threshold, by_policy in zip(sites, thresholds, self._said.thresholds, strict=True):
+            if site is not None:
+                self._shown[site] = by_policy
+                # What was said in this step stands: a site may have been met since, in the first forward.
+                self._decided[site] = before.get(site, self._held(site, threshold))
 
-    def _warn_if_nobody_counts(self, step: int, sites: Sequence[LiveSite]) -> None:
-        if step and not self._warned and self.config.skipped_grad == "none" and not sites[0].clock.attached:
+    def _warn_if_nobody_counts(self, step: int) -> None:
+        if step and not self._warned and self.config.skipped_grad == "none" and not self.clock.attached:
             self._warned = True
             warnings.warn(
                 "skipped_grad='none' takes effect at an optimizer's step, and skiplora knows of no optimizer: "
@@ -105,33 +119,21 @@ class Controller:
                 stacklevel=2,
             )
 
-    def _observe(self, step: int, sites: Sequence[LiveSite]) -> Observation:
-        costs = self._model_costs(sites) if needs(self.policy, "costs") else None
+    def _observe(self, step: int) -> tuple[Observation, list[LiveSite | None]]:
+        """Return what the policy sees, and whose it is: None for a site that no forward has met yet."""
+        sites = self.sites()
+        if self._awaited is not None:
+            rows = self._awaited.among(sites, step, self.config)
+            if len(rows) > len(sites):
+                return Observation(step, tuple(history for _, history in rows)), [site for site, _ in rows]
+        return self._observe_met(step, sites), list(sites)
+
+    def _observe_met(self, step: int, sites: Sequence[LiveSite]) -> Observation:
+        costs = self._graphs.costs(sites) if needs(self.policy, "costs") else None
         if costs is None:
             return Observation(step, tuple(site.history() for site in sites))
         saved = zip(sites, costs.alone, costs.added, strict=True)
         return Observation(step, tuple(site.history(alone, added) for site, alone, added in saved), costs)
-
-    def _model_costs(self, sites: Sequence[LiveSite]) -> ModelCosts | None:
-        """Return the costs of all graphs; None while one of them is not known."""
-        positions = {site: position for position, site in enumerate(sites)}
-        parts: list[tuple[Flops, tuple[int | None, ...]]] = []
-        covered: set[int | None] = set()
-        for known, flops_of in self._flops.items():
-            members = [site() for site in known]
-            if any(member in positions for member in members if member is not None):
-                flops = flops_of()
-                if flops is None:
-                    return None
-                at = tuple(positions.get(member) if member is not None else None for member in members)
-                parts.append((flops, at))
-                covered.update(at)
-        if not covered >= set(positions.values()):
-            return None
-        found = ModelCosts(tuple(parts), len(sites))
-        if found != self._costs:
-            self._costs = found  # keeps what it has counted
-        return self._costs
 
     def _held(self, site: LiveSite, threshold: float) -> float:
         """Return a threshold that decides before the forward where that is asked for, by the last ratio."""
@@ -139,44 +141,72 @@ class Controller:
             return threshold
         return SHUT if site.ratio < threshold else OPEN
 
-    def _checked(self, thresholds: Sequence[float], sites: Sequence[LiveSite]) -> list[float]:
-        name = type(self.policy).__name__
-        found = list(thresholds)
-        if len(found) != len(sites):
-            raise ConfigError(f"policy {name}: decide() returned {len(found)} thresholds for {len(sites)} sites")
-        for site, threshold in zip(sites, found, strict=True):
-            if not isinstance(threshold, (int, float)) or math.isnan(threshold) or threshold < 0:
-                raise ConfigError(
-                    f"policy {name}: decide() returned {threshold!r} for {site.id}; it must be a number >= 0 "
-                    "(0 keeps the gate open, inf shut)"
-                )
-        return [float(threshold) for threshold in found]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the policy, and its name."""
+    def saved(self) -> SavedController:
+        """Return what a checkpoint has to keep of the policy and of the sites that train."""
         state = self.policy.state_dict() if hasattr(self.policy, "state_dict") else {}
-        return {"name": type(self.policy).__name__, "state": state}
+        return SavedController(type(self.policy).__name__, state, [site.state_dict() for site in self.sites()])
 
-    def _load_policy(self, saved: Mapping[str, Any]) -> None:
+    def check_policy(self, saved: SavedController) -> None:
+        """Raise ConfigError if ``saved`` was made under another policy."""
         name = type(self.policy).__name__
-        if saved["name"] != name:
+        if saved.policy != name:
             raise ConfigError(
-                f"the checkpoint was made under policy {saved['name']}, and this run has {name}. Resume with the same "
+                f"the checkpoint was made under policy {saved.policy}, and this run has {name}. Resume with the same "
                 "policy, or from a checkpoint without its state."
             )
+
+    def resume(self, saved: SavedController) -> None:
+        """Go on from what :meth:`saved` returned. Sites that are still to be met are restored when they are.
+
+        Raises:
+            ConfigError: it was made under another policy.
+        """
+        self.check_policy(saved)
         if hasattr(self.policy, "load_state_dict"):
-            self.policy.load_state_dict(saved["state"])
+            self.policy.load_state_dict(saved.state)
+        self._awaited = AwaitedSites(saved, self.clock.steps)
+        for site in self.sites():
+            self._restore(site)
+        self.forget()
+
+    def _take_in(self, site: LiveSite) -> None:
+        saved = self.clock.saved_with(site.id) if self._awaited is None else None
+        if saved is not None:
+            self.resume(saved)
+        else:
+            self._restore(site)
+
+    def _restore(self, site: LiveSite) -> None:
+        """Have a site go on from a checkpoint, if there is one that holds it and nobody has."""
+        state = self._awaited.take(site) if self._awaited is not None else None
+        if state is not None:
+            site.load_state_dict(state)
 
 
 @dataclass(eq=False)
 class _Said(Wrapper):
-    """Remembers what the policy said, before anything around it has its way."""
+    """Remembers what the policy said, before anything around it has its way, and refuses what is no answer."""
 
     thresholds: Sequence[float] = ()
 
     def decide(self, observation: Observation) -> Sequence[float]:
-        self.thresholds = self.inner.decide(observation)
+        self.thresholds = _checked(self.inner, self.inner.decide(observation), observation.sites)
         return self.thresholds
+
+
+def _checked(policy: object, said: Any, sites: Sequence[SiteHistory]) -> list[float]:
+    start = f"policy {type(policy).__name__}: decide() returned"
+    if not isinstance(said, Iterable):
+        raise ConfigError(f"{start} {said!r}; it must return a threshold for each of the {len(sites)} sites")
+    thresholds = list(said)
+    if len(thresholds) != len(sites):
+        raise ConfigError(f"{start} {len(thresholds)} thresholds for {len(sites)} sites")
+    for site, threshold in zip(sites, thresholds, strict=True):
+        if not isinstance(threshold, Real) or math.isnan(threshold) or threshold < 0:
+            raise ConfigError(
+                f"{start} {threshold!r} for {site.id}; it must be a number >= 0 (0 keeps the gate open, inf shut)"
+            )
+    return [float(threshold) for threshold in thresholds]
 
 
 def _wrapped(policy: Any, config: SkipLoraConfig) -> Any:

@@ -67,8 +67,7 @@ class GateRuntime(nn.Module):
     def bind(self, trained: Sequence[Tensor]) -> Binding:
         """Return the sites that train ``trained``."""
         if self._binding is None or not self._binding.is_current(trained):
-            self._binding = bind(trained, self.slots, self._controller, owner=self)
-            self._binding.tell_costs(lambda: self._flops)
+            self._binding = bind(trained, self.slots, self._controller, lambda: self._flops, owner=self)
         return self._binding
 
     @property

@@ -54,9 +54,11 @@ def _running() -> Iterator[nn.Module]:
     """Yield the modules whose ``forward`` is running, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
-        owner = frame.f_locals.get("self") if frame.f_code.co_name.removeprefix(_RESUMED)[:7] == "forward" else None
-        if isinstance(owner, nn.Module):
-            yield owner
+        if frame.f_code.co_name.removeprefix(_RESUMED).startswith("forward"):
+            # Its first argument, which need not be called self; what Dynamo resumes has several in no order.
+            first = frame.f_code.co_varnames[: frame.f_code.co_argcount][:1]
+            owners = map(frame.f_locals.get, dict.fromkeys(("self", *first)))
+            yield from (owner for owner in owners if isinstance(owner, nn.Module))
         frame = frame.f_back
 
 

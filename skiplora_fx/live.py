@@ -27,7 +27,10 @@ def sites(model: nn.Module) -> list[SiteState]:
 
 
 def set_threshold(model: nn.Module, threshold: float, sites: str = "*") -> None:
-    """Set τ of some adapters; takes effect at the next step, without a recompile.
+    """Set τ of some adapters, without a recompile.
+
+    It takes effect at the next forward; with ``decision="previous"``, whose decisions hold for a step, at the next
+    step whose first forward is still to come.
 
     Args:
         model: the compiled model.
@@ -50,7 +53,8 @@ def set_threshold(model: nn.Module, threshold: float, sites: str = "*") -> None:
         if site.name in chosen:
             _check_policy(site)
             site.threshold, site.overridden = value, True
-            site.controller.forget()
+            if site.controller.config.decision == "current":
+                site.controller.forget()
 
 
 def _check_policy(site: LiveSite) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from .policy import SiteHistory
+from .policy import SiteHistory, site_id
 from .site import Site
-from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    from .config import SkipLoraConfig
     from .controller import Controller
+    from .step_clock import StepClock
 
 _DECAY = 0.9
 """Of the moving mean and variance: a ratio's weight is halved after about seven backwards."""
@@ -73,29 +74,6 @@ class SiteState:
     backwards: int
 
 
-@dataclass
-class StepClock:
-    """Counts training steps: optimizer steps if attached to an optimizer, else backwards.
-
-    Attributes:
-        steps: so far.
-        attached: whether an optimizer moves it.
-        timed: whether backwards are timed.
-        backward_seconds: of the backwards since the last step, as far as they have been read.
-        saved: what a checkpoint says of the sites that this clock counts for, as long as they are still to be found.
-    """
-
-    steps: int = 0
-    attached: bool = False
-    timed: bool = False
-    backward_seconds: float = 0.0
-    saved: Mapping[str, Any] = field(default_factory=dict)
-
-    def add_backward(self, watch: Stopwatch) -> None:
-        """Add the time of a backward; waits for the device."""
-        self.backward_seconds += watch.seconds()
-
-
 @dataclass(eq=False)
 class LiveSite:
     """The state of a site as the runtime keeps it.
@@ -106,7 +84,9 @@ class LiveSite:
         trained: all parameters that it trains.
         threshold: τ as the options or the user give it.
         overridden: whether it was the user.
-        backwards_in_step: number of backwards since the last optimizer step.
+        position: of its key among the model's parameters.
+        replaced: whether its parameters belong to another site now, as they were compiled under other options.
+        backwards_in_step: number of backwards whose gradients are in ``.grad``.
         opens_in_step: in how many of them its gate was open.
     """
 
@@ -114,7 +94,6 @@ class LiveSite:
     slot: Slot
     name: str
     threshold: float
-    clock: StepClock
     key: weakref.ref[Tensor]
     trained: tuple[weakref.ref[Tensor], ...] = ()
     ratio: float = math.nan
@@ -127,13 +106,21 @@ class LiveSite:
     counted: int = 0
     shut: int = 0
     overridden: bool = False
+    position: int = 0
+    replaced: bool = False
     backwards_in_step: int = 0
     opens_in_step: int = 0
+    _begun_in: int = -1
 
     @property
     def id(self) -> str:
         """What a policy and a checkpoint call it."""
-        return self.history().id
+        return site_id(self.name, self.slot.adapter)
+
+    @property
+    def clock(self) -> StepClock:
+        """What counts its steps."""
+        return self.controller.clock
 
     def rename(self, name: str) -> None:
         """Note a longer path, under which another τ may be its own."""
@@ -153,10 +140,33 @@ class LiveSite:
 
     def warmed_up(self) -> bool:
         """Return whether the warm-up is over."""
-        return self.clock.steps >= self.controller.config.warmup_steps
+        return self.clock.now() >= self.controller.config.warmup_steps
 
-    def record(self, ratio: float, open: bool, counted: bool) -> None:
-        """Note one backward: its ratio, whether the gate was open, and whether the warm-up was over."""
+    def begins_anew(self, backward: int) -> bool:
+        """Return whether no gradient of an earlier backward is in ``.grad``: the optimizer has stepped, or was not to.
+
+        A GradScaler leaves a step out, and a training loop may, without a word to anybody.
+
+        Args:
+            backward: which one is running, as several uses of an adapter in one are accumulated at its end.
+        """
+        key = self.key()
+        if key is None or key.grad is not None or backward == self._begun_in:
+            return False
+        self._begun_in = backward
+        return True
+
+    def record(self, ratio: float, open: bool, counted: bool, anew: bool = False) -> None:
+        """Note one backward: its ratio, whether the gate was open, whether the warm-up was over.
+
+        Args:
+            ratio: M.
+            open: whether the gate was.
+            counted: whether the warm-up was over.
+            anew: what :meth:`begins_anew` returned at its beginning.
+        """
+        if anew:
+            self.begin_step()
         self.ratio, self.skipped = ratio, not open
         self.backwards_in_step += 1
         self.opens_in_step += open
@@ -166,6 +176,10 @@ class LiveSite:
         self.shut += counted and not open
         if math.isfinite(ratio):
             self._average(ratio)
+
+    def begin_step(self) -> None:
+        """Forget what went into ``.grad``."""
+        self.backwards_in_step = self.opens_in_step = 0
 
     def _average(self, ratio: float) -> None:
         """Move mean and variance (Finch, "Incremental calculation of weighted mean and variance", 2009, eq. 143)."""
@@ -200,17 +214,25 @@ class LiveSite:
         return SiteState(name, adapter, rank, self.ratio, threshold, self.skipped, rate, self.backwards)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to keep of it, of JSON's types; NaN as None."""
-        return {name: _to_json(getattr(self, name)) for name in _SAVED}
+        """Return what a checkpoint has to keep of it, of JSON's types; NaN as None, and infinity as a word."""
+        kept = {name: _to_json(getattr(self, name)) for name in _SAVED_NUMBERS}
+        return {"name": self.name, "adapter": self.slot.adapter, **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
-        for name in _SAVED:
-            value = state[name]
-            setattr(self, name, math.nan if value is None else math.inf if value == "inf" else value)
+        """Go on from what a checkpoint kept; τ is that of the options, unless the user had set another."""
+        for name in _SAVED_NUMBERS:
+            if name != "threshold" or state["overridden"]:
+                setattr(self, name, _from_json(state[name]))
 
 
-_SAVED = (
+def saved_history(state: Mapping[str, Any], config: SkipLoraConfig) -> SiteHistory:
+    """Return what a policy would see of a site that a checkpoint knows and no forward has met yet."""
+    threshold = _from_json(state["threshold"]) if state["overridden"] else config.threshold_of(state["name"])
+    seen: dict[str, Any] = {name: _from_json(state[name]) for name in _SAVED_NUMBERS if name in _SEEN}
+    return SiteHistory(**{**seen, "name": state["name"], "adapter": state["adapter"], "threshold": threshold})
+
+
+_SAVED_NUMBERS = (
     "ratio",
     "mean",
     "variance",
@@ -223,9 +245,16 @@ _SAVED = (
     "overridden",
     "threshold",
 )
+_SEEN = {field.name for field in fields(SiteHistory)}
+SAVED = frozenset({"name", "adapter", *_SAVED_NUMBERS})
+"""What :meth:`LiveSite.state_dict` keeps."""
 
 
 def _to_json(value: float) -> float | str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf"
     return value
+
+
+def _from_json(value: float | str | None) -> float:
+    return math.nan if value is None else math.inf if isinstance(value, str) else value

@@ -1,10 +1,10 @@
-"""All live state of the process: sites, names and step clocks by parameter, controllers by model.
+"""All live state of the process: sites and names by parameter, controllers and attachments by model.
 
 A site is known by the parameter that it trains, not by its place in a graph: layers may share one graph, and
 one model may have several. All state hangs weakly on those parameters and goes when they go.
 
 Whatever the backend compiles of a parameter is one site. Each graph that runs by itself, as ``apply`` returns it, has
-one of its own; so sites and clocks are kept by *owner* as well: the graph's runtime, or :data:`BACKEND`.
+one of its own; so sites are kept by *owner* as well: the graph's runtime, or :data:`BACKEND`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -22,7 +22,8 @@ from ._torch_compat import is_constant_name
 from .config import SkipLoraConfig
 from .controller import Controller
 from .errors import UsageError
-from .live_site import LiveSite, Slot, StepClock
+from .live_site import LiveSite, Slot
+from .step_clock import StepClock
 
 
 class _Backend:
@@ -35,36 +36,43 @@ _PENDING_LIMIT = 1024
 """Backwards whose ratios may wait on the device before they are read."""
 
 
-_Kept = TypeVar("_Kept")
-
-
-class _ByParameter(Generic[_Kept]):
-    """Something of a parameter for each owner; holds on to neither."""
+class _SitesByParameter:
+    """The sites that a parameter is the key of, by owner; holds on to neither."""
 
     def __init__(self) -> None:
         self._kept = WeakTensorKeyDictionary()
 
-    def of(self, parameter: Tensor) -> weakref.WeakKeyDictionary[object, _Kept]:
+    def of(self, parameter: Tensor) -> weakref.WeakKeyDictionary[object, LiveSite]:
         """Return what there is of a parameter, by owner."""
-        kept: weakref.WeakKeyDictionary[object, _Kept] | None = self._kept.get(parameter)
+        kept: weakref.WeakKeyDictionary[object, LiveSite] | None = self._kept.get(parameter)
         return weakref.WeakKeyDictionary() if kept is None else kept
 
-    def set(self, parameter: Tensor, owner: object, value: _Kept) -> None:
-        self._kept.setdefault(parameter, weakref.WeakKeyDictionary())[owner] = value
+    def set(self, parameter: Tensor, owner: object, site: LiveSite) -> None:
+        self._kept.setdefault(parameter, weakref.WeakKeyDictionary())[owner] = site
 
     def parameters(self) -> Iterator[Tensor]:
         """Yield the parameters that live."""
         yield from list(self._kept)
 
 
+class Attached(Protocol):
+    """What counts the steps of a model's optimizer."""
+
+    clock: StepClock
+
+    def remove(self) -> None:
+        """Stop counting."""
+
+
 @dataclass(frozen=True)
 class _Registry:
-    sites: _ByParameter[LiveSite] = field(default_factory=lambda: _ByParameter())
+    sites: _SitesByParameter = field(default_factory=_SitesByParameter)
     names: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
-    clocks: _ByParameter[StepClock] = field(default_factory=lambda: _ByParameter())
+    homes: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     controllers: weakref.WeakKeyDictionary[nn.Module, list[Controller]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
+    attached: weakref.WeakKeyDictionary[nn.Module, Attached] = field(default_factory=weakref.WeakKeyDictionary)
     pending: deque[Callable[[], None]] = field(default_factory=deque)
 
 
@@ -83,14 +91,18 @@ def site_of(parameters: Sequence[Tensor], slot: Slot, controller: Controller, ow
     key = parameters[slot.position]
     known = _registry.sites.of(key).get(owner)
     if known is not None and known.controller.config == controller.config:
+        known.controller = controller  # another one if a larger model has been met since
         return known
+    if known is not None:
+        known.replaced = True
     name = name_of(key, slot)
     threshold = controller.config.threshold_of(name)
-    clock = _registry.clocks.of(key).get(owner) or StepClock()
     trained = tuple(weakref.ref(parameters[position]) for position in slot.trained)
-    site = LiveSite(controller, slot, name, threshold, clock, weakref.ref(key), trained)
+    site = LiveSite(controller, slot, name, threshold, weakref.ref(key), trained, position=_position_of(key))
     _registry.sites.set(key, owner, site)
-    controller.add(site)
+    attached = _attached_to(key, owner)
+    if attached is not None and controller.clock is not attached.clock:
+        controller.count_by(attached.clock)
     return site
 
 
@@ -107,12 +119,14 @@ def controller_of(model: nn.Module | None, config: SkipLoraConfig) -> Controller
     if model is None:
         return Controller(config, flush)
     _check_free(config.policy, model)
-    controllers = _registry.controllers.setdefault(model, [])
-    for controller in controllers:
-        if controller.config == config:
-            return controller
-    controllers.append(Controller(config, flush))
-    return controllers[-1]
+    # Who was left for other options does not come back: the sites are new, and so is what is known of them.
+    kept = [controller for controller in _registry.controllers.get(model, []) if not controller.is_abandoned()]
+    same = next((controller for controller in kept if controller.config == config), None)
+    if same is None:
+        same = Controller(config, flush, model)
+        kept.append(same)
+    _registry.controllers[model] = kept
+    return same
 
 
 def _check_free(policy: object, model: nn.Module) -> None:
@@ -122,7 +136,8 @@ def _check_free(policy: object, model: nn.Module) -> None:
         if other is not model and any(controller.policy is policy for controller in controllers):
             raise UsageError(
                 f"the policy {type(policy).__name__} decides for another model already ({type(other).__name__}). It "
-                "keeps what it knows of one model's adapters, so give each model an object of its own."
+                "keeps what it knows of one model's adapters, so give each model an object of its own. torch.compile "
+                "takes equal options for the same, so such objects must not be equal: @dataclass(eq=False)."
             )
 
 
@@ -154,6 +169,36 @@ def learn_names(model: nn.Module) -> None:
             _registry.names[parameter] = name
             for site in _registry.sites.of(parameter).values():
                 site.rename(name_of(parameter, site.slot))
+
+
+@dataclass(frozen=True)
+class _Home:
+    """Where a parameter belongs: the outermost module that has run with it, and its place among the module's own."""
+
+    model: weakref.ref[nn.Module]
+    position: int
+
+
+def learn_home(model: nn.Module) -> None:
+    """Remember that ``model`` runs with its parameters, unless one runs that it is a part of."""
+    learn_names(model)
+    for position, parameter in enumerate(model.parameters()):
+        home = home_of(parameter)
+        if home is None or home is model or any(part is home for part in model.modules()):
+            _registry.homes[parameter] = _Home(weakref.ref(model), position)
+            for site in _registry.sites.of(parameter).values():
+                site.position = position
+
+
+def home_of(parameter: Tensor) -> nn.Module | None:
+    """Return the outermost module that has run with ``parameter``, as far as one is known and lives."""
+    home: _Home | None = _registry.homes.get(parameter)
+    return home.model() if home is not None else None
+
+
+def _position_of(parameter: Tensor) -> int:
+    home: _Home | None = _registry.homes.get(parameter)
+    return home.position if home is not None else 0
 
 
 def name_of(key: Tensor, slot: Slot) -> str:
@@ -191,19 +236,44 @@ def trained_parameters(model: nn.Module) -> list[Tensor]:
     return [parameter for parameter in known.values() if parameter.requires_grad]
 
 
-def set_clock(parameter: Tensor, clock: StepClock, owners: Iterable[object] = (BACKEND,)) -> None:
-    """Count the steps of a parameter's sites by ``clock``, of a site still to be found as well."""
-    for owner in owners:
-        _registry.clocks.set(parameter, owner, clock)
-        site = _registry.sites.of(parameter).get(owner)
-        if site is not None:
-            site.clock = clock
+def note_attached(model: nn.Module, attached: Attached) -> None:
+    """Have ``attached`` count the steps of all sites of ``model``, those still to be found as well.
+
+    Whatever counted the steps of any of them is removed.
+    """
+    for other in _attached_like(model):
+        other.remove()
+    _registry.attached[model] = attached
+    for controller in controllers_of(model):
+        controller.count_by(attached.clock)
 
 
-def counted_by(clock: StepClock) -> list[tuple[Tensor, list[object]]]:
-    """Return the parameters whose steps ``clock`` counts, and for which owners."""
-    found = [
-        (parameter, [owner for owner, known in _registry.clocks.of(parameter).items() if known is clock])
-        for parameter in _registry.clocks.parameters()
-    ]
-    return [(parameter, owners) for parameter, owners in found if owners]
+def forget_attached(attached: Attached) -> None:
+    """Have no more sites counted by ``attached``."""
+    for model in [model for model, known in _registry.attached.items() if known is attached]:
+        del _registry.attached[model]
+
+
+def controllers_of(model: nn.Module) -> list[Controller]:
+    """Return who decides for the sites of a model."""
+    sites = sites_of(trained_parameters(model), owners_in(model))
+    return list(dict.fromkeys(site.controller for site in sites))
+
+
+def _attached_to(key: Tensor, owner: object) -> Attached | None:
+    """Return what counts the steps of a model whose site this is."""
+    for model, attached in _registry.attached.items():
+        if owner in owners_in(model) and any(parameter is key for parameter in trained_parameters(model)):
+            return attached
+    return None
+
+
+def _attached_like(model: nn.Module) -> list[Attached]:
+    """Return what counts the steps of any of a model's sites; graphs that run by themselves have their own."""
+    own, trained = set(owners_in(model)) - {BACKEND}, set(map(id, trained_parameters(model)))
+    found = []
+    for other, attached in _registry.attached.items():
+        theirs = set(owners_in(other)) - {BACKEND}
+        if (own & theirs or not own | theirs) and any(id(shared) in trained for shared in trained_parameters(other)):
+            found.append(attached)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from .enclosing import model_of, owner_of
 from .host_copy import HostCopy
 from .live_site import LiveSite, Slot
 from .passes.flops import Flops
-from .registry import BACKEND, controller_of, is_live, learn_names, leave_to_read, site_of
+from .registry import BACKEND, controller_of, home_of, is_live, learn_home, leave_to_read, site_of
 from .stopwatch import Stopwatch
 
 
@@ -65,22 +65,35 @@ class GatedGraph:
         """Return the sites that this call's parameters belong to: one graph may serve many layers, and many models."""
         key = args[self._slots[0].position]
         binding: Binding | None = self._bindings.get(key)
-        if binding is None or not binding.is_current(args):
-            model = model_of(key, self._root())
-            if model is not None:
-                learn_names(model)
-            binding = bind(args, self._slots, controller_of(model, self._config))
+        if binding is None or not binding.is_current(args) or not binding.is_of(home_of(key)):
+            running = model_of(key, self._root())
+            if running is not None:
+                learn_home(running)
+            model = home_of(key)
+            binding = bind(args, self._slots, controller_of(model, self._config), self._flops)
             binding.layer = owner_of(key, model)
-            binding.tell_costs(self._flops)
             self._bindings[key] = binding
         return binding
 
 
 def bind(
-    parameters: Sequence[Tensor], slots: Sequence[Slot], controller: Controller, owner: object = BACKEND
+    parameters: Sequence[Tensor],
+    slots: Sequence[Slot],
+    controller: Controller,
+    flops: Callable[[], Flops | None],
+    owner: object = BACKEND,
 ) -> Binding:
-    """Return the sites of ``owner`` that a call carries; those that are new are decided for by ``controller``."""
+    """Return the sites of ``owner`` that a call carries, and have ``controller`` decide for them.
+
+    Args:
+        parameters: what the call carries.
+        slots: where in it the sites are.
+        controller: who decides for the model that they belong to.
+        flops: what the backward costs, once it is compiled.
+        owner: whose sites they are.
+    """
     sites = tuple(site_of(parameters, slot, controller, owner) for slot in slots)
+    controller.add_graph(sites, flops)
     return Binding(sites, slots, parameters[slots[0].position].device)
 
 
@@ -128,13 +141,13 @@ class Binding:
         same = (site.key() is parameters[slot.position] for site, slot in zip(self._sites, self._slots, strict=True))
         return all(same) and is_live(parameters[self._slots[0].position], self._sites[0])
 
+    def is_of(self, model: nn.Module | None) -> bool:
+        """Return whether who decides for the sites decides for all of ``model``."""
+        return self._sites[0].controller.model is model
+
     def keys(self) -> list[Tensor]:
         """Return the parameters that the sites are known by, as far as they live."""
         return [key for site in self._sites if (key := site.key()) is not None]
-
-    def tell_costs(self, flops: Callable[[], Flops | None]) -> None:
-        """Tell those who decide what the backward of these sites costs."""
-        self._sites[0].controller.add_graph(self._sites, flops)
 
     def thresholds(self, training: bool) -> Tensor:
         """Return float32 ``[n]``; the same tensor until a value changes."""
@@ -146,7 +159,8 @@ class Binding:
 
     def forward(self) -> Forward:
         """Return a forward that begins now."""
-        return Forward(self._sites, tuple(site.warmed_up() for site in self._sites))
+        step = self._sites[0].clock.now()
+        return Forward(self._sites, step, tuple(site.warmed_up() for site in self._sites))
 
     def count_backward_of(self, outputs: Iterable[Any], ratios: Tensor, opens: Tensor) -> None:
         """Have the first backward through ``outputs`` count as a step and leave its ratios to be read."""
@@ -165,7 +179,7 @@ class Binding:
         def end(*_: Any) -> None:
             if running:
                 running[0].stop()
-                leave_to_read(partial(clock.add_backward, running.pop()))
+                leave_to_read(partial(clock.add_time, running.pop()))
 
         for grad_fn in {out.grad_fn for out in outputs if isinstance(out, Tensor) and out.grad_fn is not None}:
             grad_fn.register_prehook(begin)
@@ -176,15 +190,16 @@ class Binding:
 class Forward:
     """A forward in eager mode, whose gates ask for their decisions when the backward arrives."""
 
-    def __init__(self, sites: tuple[LiveSite, ...], counted: tuple[bool, ...]) -> None:
+    def __init__(self, sites: tuple[LiveSite, ...], step: int, counted: tuple[bool, ...]) -> None:
         self._sites = sites
+        self._step = step
         self._counted = counted
         self._finished: Backward | None = None
         self._opens: list[Any] = []
 
     def finish(self, ratios: Tensor, opens: Tensor) -> Backward:
         """Keep what the forward found: ratios, float32 ``[n]``, and decisions, bool ``[n]``."""
-        self._finished = Backward(self._sites, self._counted, HostCopy(ratios.detach()), HostCopy(opens))
+        self._finished = Backward(self._sites, self._step, self._counted, HostCopy(ratios.detach()), HostCopy(opens))
         return self._finished
 
     def is_open(self, sites: Iterable[int]) -> bool:
@@ -198,29 +213,40 @@ class Forward:
 
 @dataclass(frozen=True)
 class Backward:
-    """One backward of one graph, what is known of it on its way to the host."""
+    """One backward of one graph, what is known of it on its way to the host.
+
+    Attributes:
+        sites: of the graph.
+        step: the one that its forward belongs to.
+        counted: for each site whether the warm-up was over.
+        ratios: float32 ``[n]``.
+        opens: the decisions, bool ``[n]``.
+    """
 
     sites: tuple[LiveSite, ...]
+    step: int
     counted: tuple[bool, ...]
     ratios: HostCopy
     opens: HostCopy
 
-    def record(self) -> None:
-        """Tell each site."""
-        uses: dict[int, list[tuple[LiveSite, float, bool, bool]]] = {}
-        for row in zip(self.sites, self.ratios.tolist(), self.opens.tolist(), self.counted, strict=True):
-            uses.setdefault(id(row[0]), []).append(row)
-        for rows in uses.values():
+    def record(self, anew: Collection[LiveSite] = ()) -> None:
+        """Tell each site; ``anew`` are those that accumulate gradients from here on."""
+        uses: dict[LiveSite, list[tuple[float, bool, bool]]] = {}
+        for site, *row in zip(self.sites, self.ratios.tolist(), self.opens.tolist(), self.counted, strict=True):
+            uses.setdefault(site, []).append(tuple(row))
+        for site, rows in uses.items():
             # Tied layers use an adapter more than once in a forward; that is one backward of one site.
-            site, _, _, counted = rows[0]
-            ratios = [ratio for _, ratio, _, _ in rows]
+            ratios = [ratio for ratio, _, _ in rows]
             ratio = math.nan if any(map(math.isnan, ratios)) else max(ratios)
-            site.record(ratio, any(open for _, _, open, _ in rows), counted)
+            _, _, counted = rows[0]
+            site.record(ratio, any(open for _, open, _ in rows), counted, site in anew)
 
 
 def count(backward: Backward) -> None:
     """Count a backward as a step, unless steps are an optimizer's, and keep its ratios to be read later."""
-    leave_to_read(backward.record)
-    for clock in {id(site.clock): site.clock for site in backward.sites}.values():
-        if not clock.attached:
-            clock.steps += 1
+    running = current_backward()
+    clock = backward.sites[0].clock
+    began = running >= 0 and clock.attached
+    anew = {site for site in backward.sites if site.begins_anew(running)} if began else set()
+    leave_to_read(partial(backward.record, anew))
+    clock.count_backward(backward.step)

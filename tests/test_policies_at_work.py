@@ -110,6 +110,7 @@ def test_budget_keeps_to_the_costs_of_the_compiled_graph() -> None:
     step(model)
     assert skipped(model) == [False] * 4  # nothing is known yet
     step(model)
+    step(model)
     (graph,) = skiplora_fx.explain(model, batch()).graphs
     assert sum(skipped(model)) >= 2
     found = [site.saves for site in graph.sites]
@@ -122,7 +123,8 @@ def test_budget_keeps_to_the_costs_of_the_compiled_graph() -> None:
 def costs_of(model: nn.Module) -> Any:
     """Return what the model's policy is told of costs."""
     (controller,) = {site.controller for site in live_sites(model)}
-    return controller._observe(0, controller.sites()).costs
+    observation, _ = controller._observe(0)
+    return observation.costs
 
 
 def test_a_policy_is_told_what_each_site_saves() -> None:
@@ -336,8 +338,8 @@ def test_a_budget_under_apply_has_the_costs_that_the_backend_has(level: str) -> 
     costs = costs_of(gated)
     (graph,) = skiplora_fx.explain(model, x).graphs
     assert (costs.total, costs.alone) == (graph.backward, [site.saves for site in graph.sites])
-    gated(x).sum().backward()
-    gated(x).sum().backward()
+    for _ in range(3):
+        gated(x).sum().backward()
     opens = [not site.skipped for site in skiplora_fx.sites(gated)]
     assert costs.under([opens])[0] <= 0.5 * costs.total
 

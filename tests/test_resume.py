@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "prefix": {"policy": "prefix", "decision": "previous", "skipped_grad": "none", "min_active": 1},
     "progressive": {"policy": "progressive", "policy_kwargs": {"window": 2, "bound": 0.9}, "decision": "previous"},
+    "budget": {"policy": "budget", "policy_kwargs": {"target": 0.6, "every": 2}, "decision": "previous"},
     "threshold": {"threshold": 6.0},
 }
 

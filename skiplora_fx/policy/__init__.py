@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .base import OPEN, SHUT, Costs, Observation, Policy, SiteHistory, needs
+from .base import OPEN, SHUT, Costs, Observation, Policy, SiteHistory, needs, site_id
 from .budget import Budget
 from .by_block import CyclicBlocks, RandomBlocks
 from .by_prefix import Freeze, Multirate, Prefix, Progressive
@@ -36,6 +36,7 @@ __all__ = [
     "WarmUp",
     "make_policy",
     "needs",
+    "site_id",
 ]
 
 POLICIES: Mapping[str, type[Policy]] = {

@@ -25,6 +25,11 @@ class Costs(Protocol):
         ...
 
 
+def site_id(name: str, adapter: str) -> str:
+    """Return what policies, logs and checkpoints call a site."""
+    return f"{name} [{adapter}]" if adapter else name
+
+
 @dataclass(frozen=True)
 class SiteHistory:
     """What is known of one gated adapter before a step.
@@ -59,7 +64,7 @@ class SiteHistory:
     @property
     def id(self) -> str:
         """The site's name, with that of its adapter: what a policy keeps state under."""
-        return f"{self.name} [{self.adapter}]" if self.adapter else self.name
+        return site_id(self.name, self.adapter)
 
     @property
     def block(self) -> str:

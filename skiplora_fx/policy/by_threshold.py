@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from .base import OPEN, Observation, Policy, SiteHistory
 from .checks import check_count, check_share
@@ -56,7 +54,7 @@ class Quantile(Policy):
             self._seen[site.id] = site.backwards
         if 4 * len(ratios) < self.window:
             return OPEN
-        return float(torch.quantile(torch.tensor(list(ratios), dtype=torch.float64), self.share))
+        return _quantile(sorted(ratios), self.share)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ratios in each window."""
@@ -66,3 +64,10 @@ class Quantile(Policy):
         """Fill the windows."""
         self._ratios = {name: deque(ratios, maxlen=self.window) for name, ratios in state["ratios"].items()}
         self._seen = dict(state["seen"])
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the quantile between neighbours (Hyndman and Fan, "Sample quantiles", 1996, definition 7)."""
+    below, rest = divmod(share * (len(ordered) - 1), 1)
+    low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+    return low + rest * (high - low)

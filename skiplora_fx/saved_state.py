@@ -1,0 +1,86 @@
+"""What a checkpoint keeps of sites and policies, of JSON's types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+from .live_site import SAVED
+from .policy import site_id
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class SavedController:
+    """What is kept of one controller.
+
+    Attributes:
+        policy: the name of its policy's type.
+        state: what the policy remembers.
+        sites: the state of each site, as :meth:`~.live_site.LiveSite.state_dict` gives it, in the order of the forward.
+    """
+
+    policy: str
+    state: Mapping[str, Any]
+    sites: Sequence[Mapping[str, Any]]
+
+    def holds(self, id: str) -> bool:
+        """Return whether it knows a site of this id."""
+        return any(site_id(state["name"], state["adapter"]) == id for state in self.sites)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as :func:`read_state` reads it."""
+        return {"policy": self.policy, "state": dict(self.state), "sites": list(map(dict, self.sites))}
+
+
+def state_of(steps: int, controllers: Sequence[SavedController]) -> dict[str, Any]:
+    """Return what a checkpoint has to keep."""
+    return {"format": FORMAT, "steps": steps, "controllers": [controller.to_json() for controller in controllers]}
+
+
+def read_state(state: Any) -> tuple[int, list[SavedController]]:
+    """Return the number of steps, and what is kept of each controller.
+
+    Raises:
+        ConfigError: the state is none that this version has written; says what is wrong with it.
+    """
+    _check(isinstance(state, Mapping), f"it is a {type(state).__name__}")
+    _check({"format", "steps", "controllers"} <= state.keys(), f"it holds {', '.join(map(str, state)) or 'nothing'}")
+    _check(state["format"] == FORMAT, f"its format is {state['format']!r}, and this version writes {FORMAT}")
+    steps, controllers = state["steps"], state["controllers"]
+    _check(_is_count(steps), f"its number of steps is {steps!r}")
+    _check(isinstance(controllers, list), f"its controllers are a {type(controllers).__name__}")
+    return steps, [_read_controller(saved) for saved in controllers]
+
+
+def _read_controller(saved: Any) -> SavedController:
+    whole = isinstance(saved, Mapping) and {"policy", "state", "sites"} <= saved.keys()
+    _check(whole, f"a controller in it is {str(saved)[:80]}")
+    policy, state, sites = saved["policy"], saved["state"], saved["sites"]
+    _check(isinstance(policy, str) and isinstance(state, Mapping), f"the policy in it is {policy!r}")
+    _check(isinstance(sites, list), f"the sites in it are a {type(sites).__name__}")
+    for site in sites:
+        _check_site(site)
+    return SavedController(policy, state, sites)
+
+
+def _check_site(site: Any) -> None:
+    _check(isinstance(site, Mapping), f"a site in it is {str(site)[:80]}")
+    missing = sorted(SAVED - site.keys())
+    _check(not missing, f"a site in it ({site.get('name')}) lacks {', '.join(missing)}")
+    for name in SAVED:
+        right = str if name in ("name", "adapter") else (int, float)
+        value = site[name]
+        _check(isinstance(value, right) or value in (None, "inf"), f"{name} of {site['name']} in it is {value!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check(right: bool, found: str) -> None:
+    if not right:
+        raise ConfigError(f"this is not what Attachment.state_dict() of this version returns: {found}")
