@@ -77,6 +77,13 @@ def _ignore(name: str, kind: str, graph: fx.Graph) -> None:
     pass
 
 
+OnFailure = Callable[[str, Exception], None]
+
+
+def _raise(name: str, error: Exception) -> None:
+    raise error
+
+
 @dataclass
 class Pipeline:
     """Runs the passes over the three graphs of one compile.
@@ -91,6 +98,7 @@ class Pipeline:
         counts: whether to count what the backward costs.
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
+        on_failure: called with the name of a pass and its error, where the graph is whole and right without it.
         inputs: for each site the positions among the graph's inputs of the parameters that nothing else reads.
     """
 
@@ -99,6 +107,7 @@ class Pipeline:
     on_pass: OnPass = _ignore
     held: bool = False
     counts: bool = False
+    on_failure: OnFailure = _raise
     searched: fx.GraphModule | None = field(default=None, init=False)
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
@@ -138,15 +147,21 @@ class Pipeline:
         if self.gated is None or not any(map(is_gate, graph.nodes)):
             return
         self.on_pass("backward", "backward", graph)
-        analysis = liveness(graph, len(self.gated.sites))
+        try:
+            analysis, found = self._analyse(graph, len(self.gated.sites))
+        except Exception as error:
+            self.on_failure("find_regions", error)  # gates are exact as they are, only nothing is left out
+            return
+        if found is not None:
+            log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
+            predicate_backward(graph, analysis, found)
+            self.on_pass("predicate_backward", "backward", graph)
+
+    def _analyse(self, graph: fx.Graph, sites: int) -> tuple[Liveness, Regions | None]:
+        analysis = liveness(graph, sites)
         if self.counts:
             self.flops = flops(graph, analysis)
-        if "predicate_backward" in self.disabled:
-            return
-        found = find_regions(graph, analysis)
-        log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
-        predicate_backward(graph, analysis, found)
-        self.on_pass("predicate_backward", "backward", graph)
+        return analysis, None if "predicate_backward" in self.disabled else find_regions(graph, analysis)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,7 @@ def _fold_forward(gate: fx.Node) -> tuple[int, ...]:
 
 def _relink(twin: fx.Node, decisions: fx.Node) -> tuple[int, ...]:
     twin.update_arg(1, decisions)
+    twin.meta.pop("eager_input_vals", None)  # Inductor would ask for the strides of what it took before
     return tuple(twin.args[2])
 
 

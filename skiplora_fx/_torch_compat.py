@@ -36,6 +36,7 @@ __all__ = [
     "LazyGraphModule",
     "capture_graphs",
     "compile_ahead",
+    "compile_cache_dir",
     "compile_with_inductor",
     "current_backward",
     "dynamo_counters",
@@ -69,6 +70,13 @@ def _inductor_options() -> frozenset[str]:
     from torch._inductor import config
 
     return frozenset(config.get_config_copy())
+
+
+def compile_cache_dir() -> str:
+    """Return where torch keeps what it compiles: ``TORCHINDUCTOR_CACHE_DIR`` or a folder for temporary files."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # the rule for the default is nowhere else
+
+    return cache_dir()
 
 
 def is_inductor_option(name: str) -> bool:

@@ -6,25 +6,18 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from . import gate, passes
-from ._torch_compat import (
-    CustomGraphPass,
-    compile_with_inductor,
-    get_hash_for_files,
-    global_inductor_option,
-    mode_options,
-    static_fake,
-    trace_structured,
-    traced_module,
-)
+from ._torch_compat import compile_with_inductor, mode_options, static_fake, trace_structured, traced_module
 from .config import SkipLoraConfig
 from .enclosing import outermost
+from .errors import ConfigError, UsageError
+from .failures import Failures, warn_of_failure
+from .inductor_hooks import with_hooks
 from .live import has_states
 from .live_site import Slot
 from .nothing_found import NoLoRAWarning, nothing_found
@@ -56,18 +49,37 @@ def skiplora(
 
     Raises:
         ConfigError: an option is unknown or out of range, or a threshold's glob matches no site.
-        InternalError: the passes lost a gate.
+        Exception: a pass failed, with ``strict=True``.
     """
     config = SkipLoraConfig.from_options(options)
     inductor = {**mode_options(mode), **config.inductor}
     if not torch.is_grad_enabled():
         _learn_home_in_training(traced_module(gm))
         return compile_with_inductor(gm, example_inputs, inductor)
+    failures = Failures(config.strict, partial(warn_of_failure, gm=gm, inputs=example_inputs, config=config))
+    try:
+        return _compile_gated(gm, example_inputs, config, inductor, failures)
+    except (ConfigError, UsageError):
+        raise
+    except Exception:
+        if not failures.fall_back():  # what fails in Inductor would do so again
+            raise
+    return compile_with_inductor(gm, example_inputs, inductor)
 
+
+def _compile_gated(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: SkipLoraConfig,
+    inductor: dict[str, Any],
+    failures: Failures,
+) -> Callable[..., Any]:
     counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
-    pipeline = Pipeline(config.scope, config.disable_passes, _trace, config.decision == "previous", counts)
-    findings = pipeline.rewrite_dynamo(gm)
+    held = config.decision == "previous"
+    pipeline = Pipeline(config.scope, config.disable_passes, _trace, held, counts, failures.tolerate)
     root = traced_module(gm)
+    with failures.noted("find_lora or insert_gates"):
+        findings = pipeline.rewrite_dynamo(gm)
     if pipeline.gated is None:
         if not findings.sites:
             _warn_if_nothing_to_gate(findings, root)
@@ -78,9 +90,8 @@ def skiplora(
     _check_globs(config, slots, example_inputs, root)
     device = torch.device("cpu") if pipeline.held else example_inputs[slots[0].position].device
     thresholds = static_fake(torch.zeros(len(slots), device=device), example_inputs)
-    compiled = compile_with_inductor(
-        pipeline.gated.gm, [*example_inputs, thresholds], _with_hooks(inductor, pipeline, config)
-    )
+    hooked = with_hooks(inductor, pipeline, config, failures)
+    compiled = compile_with_inductor(pipeline.gated.gm, [*example_inputs, thresholds], hooked)
     return GatedGraph(compiled, slots, config, root, lambda: pipeline.flops)
 
 
@@ -146,48 +157,6 @@ def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None
     if root is not None:
         _warned.add(root)
     warnings.warn(nothing_found(findings), NoLoRAWarning, stacklevel=2)
-
-
-def _with_hooks(inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraConfig) -> dict[str, Any]:
-    """Return Inductor's options with the pipeline before whatever passes the user put in the same places."""
-    # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
-    key = repr((config.scope, config.decision, config.disable_passes, pipeline.gated and pipeline.gated.gates))
-    hooks = {
-        "joint_custom_pre_pass": _Hook(pipeline.rewrite_joint, key),
-        "post_grad_custom_pre_pass": _Hook(pipeline.rewrite_backward, key),
-    }
-    if pipeline.counts:
-        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache is not counted
-    return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
-
-
-def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
-    theirs = inductor.get(name, global_inductor_option(name))
-    if theirs is None:
-        return hook
-    return [hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])]
-
-
-class _Hook(CustomGraphPass):
-    """A step of the pipeline in the form in which Inductor takes one.
-
-    Args:
-        rewrite: edits a graph in place.
-        key: what the result depends on beside the graph and the source of passes and gate, for Inductor's caches.
-    """
-
-    def __init__(self, rewrite: Callable[[fx.Graph], None], key: str) -> None:
-        self._rewrite = rewrite
-        self._key = key
-
-    def __call__(self, graph: fx.Graph) -> None:
-        self._rewrite(graph)
-
-    def uuid(self) -> Any:
-        return get_hash_for_files(_SOURCES, extra=self._key)
-
-
-_SOURCES = (gate.__file__, *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))
 
 
 def _trace(name: str, kind: str, graph: fx.Graph) -> None:

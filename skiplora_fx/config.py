@@ -49,6 +49,8 @@ class SkipLoraConfig:
             zeros, with which an optimizer's momentum and weight decay still move it. ``"none"``: None, if its gate
             was shut in every backward of the step, and the optimizer leaves it alone. Needs
             :func:`~skiplora_fx.attach`.
+        strict: whether a pass that fails stops the compile. If not, that graph is compiled without gates, or without
+            leaving work out, and a :class:`~skiplora_fx.FallbackWarning` says why.
         disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.
         inductor: every other key, handed to Inductor as it is.
 
@@ -65,6 +67,7 @@ class SkipLoraConfig:
     min_active: int = 0
     decision: str = "current"
     skipped_grad: str = "zero"
+    strict: bool = False
     disable_passes: tuple[str, ...] = ()
     inductor: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +78,8 @@ class SkipLoraConfig:
             _check_choice(name, getattr(self, name))
         for name in ("warmup_steps", "probe_every", "min_active"):
             _check_count(name, getattr(self, name))
+        if not isinstance(self.strict, bool):
+            raise ConfigError(f"strict must be True or False, got {self.strict!r}")
         if not isinstance(self.policy_kwargs, Mapping):
             raise ConfigError(f"policy_kwargs must be a dict of options, got {self.policy_kwargs!r}")
         make_policy(self.policy, self.policy_kwargs)  # what is wrong with it should show here

@@ -1,0 +1,80 @@
+"""What becomes of a graph on which a pass fails: it is compiled without gates, and a report is left."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import fx
+
+from .config import SkipLoraConfig
+from .errors import reason_of
+from .failure_report import save_failure_report
+
+
+class FallbackWarning(UserWarning):
+    """A pass failed on a graph: nothing in it is gated, or nothing is left out of its backward."""
+
+
+class Failures:
+    """What has failed in one compile.
+
+    Args:
+        strict: whether a failure is the user's to see as an error.
+        report: called with a pass and its error where the compile goes on without it.
+    """
+
+    def __init__(self, strict: bool, report: Callable[[str, Exception], None]) -> None:
+        self._strict = strict
+        self._report = report
+        self._noted: tuple[str, Exception] | None = None
+
+    @contextlib.contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Note what a pass raises inside, and raise it on."""
+        try:
+            yield
+        except Exception as error:
+            self._noted = name, error
+            raise
+
+    def noting(self, name: str, rewrite: Callable[[fx.Graph], None]) -> Callable[[fx.Graph], None]:
+        """Return ``rewrite``, with what it raises noted."""
+
+        def noted(graph: fx.Graph) -> None:
+            with self.noted(name):
+                rewrite(graph)
+
+        return noted
+
+    def tolerate(self, name: str, error: Exception) -> None:
+        """Report what a graph can do without; raise it if failures are to be seen."""
+        if self._strict:
+            raise error
+        self._report(name, error)
+
+    def fall_back(self) -> bool:
+        """Return whether a pass has failed whose graph may be compiled without it, and report that."""
+        if self._strict or self._noted is None:
+            return False
+        self._report(*self._noted)
+        return True
+
+
+def warn_of_failure(
+    name: str, error: Exception, *, gm: fx.GraphModule, inputs: Sequence[Any], config: SkipLoraConfig
+) -> None:
+    """Warn that a pass failed on a graph that Dynamo captured, and say where a report of it lies."""
+    without = "its adapters train, and nothing is left out" if name == "find_regions" else "its adapters train ungated"
+    try:
+        saved = f"What is needed to see it again is in {save_failure_report(name, error, gm, inputs, config)}"
+    except OSError as refused:
+        saved = f"A report could not be saved ({reason_of(refused)})"
+    warnings.warn(
+        f"skiplora: {name} failed on a graph ({reason_of(error)}). The graph is compiled without it: {without}. "
+        f"{saved}; please report it. strict=True raises the error instead.",
+        FallbackWarning,
+        stacklevel=2,
+    )

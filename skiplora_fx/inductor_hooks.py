@@ -1,0 +1,59 @@
+"""Where Inductor calls the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from . import gate, passes
+from ._torch_compat import CustomGraphPass, get_hash_for_files, global_inductor_option
+from .config import SkipLoraConfig
+from .failures import Failures
+from .passes import Pipeline
+
+
+def with_hooks(
+    inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraConfig, failures: Failures
+) -> dict[str, Any]:
+    """Return Inductor's options with the pipeline before whatever passes the user put in the same places."""
+    # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
+    key = repr((config.scope, config.decision, config.disable_passes, pipeline.gated and pipeline.gated.gates))
+    hooks = {
+        "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
+        "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", pipeline.rewrite_backward), key),
+    }
+    if pipeline.counts:
+        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache is not counted
+    return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
+
+
+def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
+    theirs = inductor.get(name, global_inductor_option(name))
+    if theirs is None:
+        return hook
+    return [hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])]
+
+
+class _Hook(CustomGraphPass):
+    """A step of the pipeline in the form in which Inductor takes one.
+
+    Args:
+        rewrite: edits a graph in place.
+        key: what the result depends on beside the graph and the source of passes and gate, for Inductor's caches.
+    """
+
+    def __init__(self, rewrite: Callable[[fx.Graph], None], key: str) -> None:
+        self._rewrite = rewrite
+        self._key = key
+
+    def __call__(self, graph: fx.Graph) -> None:
+        self._rewrite(graph)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files(_SOURCES, extra=self._key)
+
+
+_SOURCES = (gate.__file__, *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))

@@ -1,0 +1,123 @@
+"""A pass that fails: the graph trains without it, a warning says why, and a script shows it again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lora_modules import Checkpointed, Linear, batch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from two_layers import Two, compiled
+
+import skiplora_fx
+from skiplora_fx import FallbackWarning, passes
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing that an earlier compile has left
+    torch._dynamo.reset()
+
+
+def failing(*args: Any, **kwargs: Any) -> Any:
+    raise ZeroDivisionError("nothing to share")
+
+
+def gradients(model: nn.Module, x: Tensor) -> list[Tensor | None]:
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+FAILING = ["find_lora", "insert_gates", "fold_gates", "liveness", "find_regions"]
+
+
+@pytest.mark.parametrize("name", FAILING)
+@pytest.mark.parametrize("build", [Two, Checkpointed])
+def test_a_graph_on_which_a_pass_fails_trains_without_it(
+    name: str, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = build()
+    x = batch()
+    wanted = gradients(model, x)
+    monkeypatch.setattr(passes, name, failing)
+    run = compiled(model, threshold=0.0)
+    with pytest.warns(FallbackWarning, match=r"failed on a graph \(ZeroDivisionError: nothing to share\)"):
+        found = gradients(run, x)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["liveness", "find_regions"])
+def test_gates_are_exact_where_nothing_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, name, failing)
+    model = compiled(policy="freeze")
+    with pytest.warns(FallbackWarning, match="its adapters train, and nothing is left out"):
+        gradients(model, batch())
+    assert not any(bool(parameter.grad.any()) for parameter in model.lower.parameters() if parameter.requires_grad)
+    assert all(bool(parameter.grad.any()) for parameter in (model.upper.a.weight, model.upper.b.weight))
+    assert [site.skipped for site in skiplora_fx.sites(model)] == [True, False]
+
+
+@pytest.mark.parametrize("name", [*FAILING, "predicate_backward"])
+def test_strict_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, name, failing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        with pytest.raises(Exception, match="nothing to share"):
+            gradients(compiled(strict=True), batch())
+
+
+def test_options_that_are_wrong_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendCompilerFailed, match="ConfigError: no site matches the glob"):
+        gradients(compiled(threshold={"nowhere": 0.1}), batch())
+    with pytest.raises(BackendCompilerFailed, match="ConfigError: strict must be True or False, got 'yes'"):
+        compiled(strict="yes")(batch())
+
+
+def test_what_fails_in_inductor_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Exception, match="nothing to share"):
+        gradients(compiled(joint_custom_post_pass=failing), batch())
+
+
+@pytest.mark.parametrize("build", [Linear, Checkpointed])
+def test_the_report_shows_it_again(
+    build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(passes, "insert_gates", failing)
+    with pytest.warns(FallbackWarning) as caught:
+        gradients(compiled(build()), batch())
+    (folder,) = (tmp_path / "skiplora_failures").iterdir()
+    assert str(folder) in str(caught[0].message)
+    assert sorted(path.name for path in folder.iterdir()) == ["about.json", "error.txt", "repro.py"]
+    assert "nothing to share" in (folder / "error.txt").read_text()
+    assert torch.__version__ in (folder / "about.json").read_text()
+    sabotage = tmp_path / "sabotage.py"
+    sabotage.write_text(
+        "import runpy, sys\nfrom skiplora_fx import passes\n"
+        "calls = []\ninsert = passes.insert_gates\n"
+        "def counted(*args):\n    calls.append(len(args[1]))\n    return insert(*args)\n"
+        "passes.insert_gates = counted\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\nprint(calls)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(sabotage), str(folder / "repro.py")], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    sites = 1 if build is Linear else 2
+    assert done.stdout.strip() == f"[{sites}]"
+
+
+def test_a_report_that_cannot_be_saved_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "skiplora_failures").write_text("in the way")
+    monkeypatch.setattr(passes, "find_lora", failing)
+    with pytest.warns(FallbackWarning, match="A report could not be saved"):
+        gradients(compiled(), batch())
