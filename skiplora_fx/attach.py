@@ -61,8 +61,12 @@ class Attachment:
         if self.log is not None:
             self.log.close()
 
-    def note(self, **numbers: float) -> None:
-        """Write numbers of the last step into the log, such as ``loss=2.3``."""
+    def note(self, **numbers: Any) -> None:
+        """Write numbers of the last step into the log, such as ``loss=2.3``, or a tensor of one element (waits for it).
+
+        Raises:
+            UsageError: a name is one that the log uses itself, or a value is no number.
+        """
         if self.log is not None:
             flush()
             self.log.note(max(self.clock.steps - 1, 0), numbers)
@@ -91,6 +95,7 @@ class Attachment:
             "steps": self.clock.steps,
             "policy": policies[0] if policies else None,
             "sites": {site.id: site.state_dict() for site in found},
+            "run": self.log.run if self.log is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -103,6 +108,8 @@ class Attachment:
             found = ", ".join(map(str, state)) or "nothing"
             raise ConfigError(f"this is not what Attachment.state_dict() of this version returns: it holds {found}")
         self.clock.steps = int(state["steps"])
+        if self.log is not None:
+            self.log.resume(state.get("run"))
         self.clock.saved = state if state["policy"] is not None else {}
         for site in self.sites():
             site.controller.restore(site)
@@ -121,17 +128,18 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
 
     Raises:
         UsageError: ``optimizer`` is none, or trains no parameter of ``model``.
+        FileError: ``log`` cannot be written, or holds something else.
     """
     model, optimizer = unwrap_compiled(model), _innermost(optimizer)
     trained = trained_parameters(model)
     _check_optimizer(optimizer, trained)
+    written = StepLog(log) if log is not None else None  # before anything is changed: it may not be writable
     learn_names(model)
     owners = owners_in(model)
     steps = max((site.clock.steps for site in sites_of(trained, owners)), default=0)
     clock = StepClock(steps, attached=True, timed=log is not None)
     for parameter in trained:
         set_clock(parameter, clock, owners)
-    written = StepLog(log) if log is not None else None
     attachment = Attachment(clock, written, list(map(weakref.ref, trained)), weakref.WeakSet(owners))
     attachment._handles += [
         optimizer.register_step_pre_hook(lambda *_: _before_step(attachment)),
@@ -195,10 +203,11 @@ def _leave_to_log(log: StepLog, clock: StepClock, sites: Sequence[LiveSite]) -> 
     ]
     open_sites = [site for site in sites if site.opens_in_step]
     step = clock.steps
+    policy = next((type(site.controller.policy).__name__ for site in sites), None)
 
     def write() -> None:
         seconds, clock.backward_seconds = clock.backward_seconds, 0.0
-        log.step(step, rows, grad_norm=_total_norm(open_sites), backward_seconds=seconds)
+        log.step(step, rows, policy=policy, grad_norm=_total_norm(open_sites), backward_seconds=seconds)
 
     leave_to_read(write)
 
