@@ -8,7 +8,7 @@ from . import policy
 from .apply import apply
 from .attach import attach
 from .config import SkipLoraConfig
-from .errors import ConfigError, InternalError, SkipLoraError, UsageError
+from .errors import ConfigError, FileError, InternalError, SkipLoraError, UsageError
 from .explain import Explanation, explain
 from .live import set_threshold, sites
 from .live_site import SiteState
@@ -18,6 +18,7 @@ from .report import report
 __all__ = [
     "ConfigError",
     "Explanation",
+    "FileError",
     "InternalError",
     "NoLoRAWarning",
     "SiteState",
