@@ -8,7 +8,7 @@ from . import policy
 from .apply import apply
 from .attach import attach
 from .config import SkipLoraConfig
-from .errors import ConfigError, InternalError, SkipLoraError, UsageError
+from .errors import ConfigError, FileError, InternalError, SkipLoraError, UsageError
 from .explain import Explanation, explain
 from .failures import FallbackWarning
 from .live import set_threshold, sites
@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "Explanation",
     "FallbackWarning",
+    "FileError",
     "InternalError",
     "NoLoRAWarning",
     "SiteState",

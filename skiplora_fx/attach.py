@@ -57,8 +57,12 @@ class Attachment:
         if self.log is not None:
             self.log.close()
 
-    def note(self, **numbers: float) -> None:
-        """Write numbers of the last step into the log, such as ``loss=2.3``."""
+    def note(self, **numbers: Any) -> None:
+        """Write numbers of the last step into the log, such as ``loss=2.3``, or a tensor of one element (waits for it).
+
+        Raises:
+            UsageError: a name is one that the log uses itself, or a value is no number.
+        """
         if self.log is not None:
             flush()
             self.log.note(max(self.clock.steps - 1, 0), numbers)
@@ -78,7 +82,8 @@ class Attachment:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as this one would have, of JSON's types."""
         flush()
-        return state_of(self.clock.steps, [controller.saved() for controller in self.clock.controllers()])
+        run = self.log.run if self.log is not None else None
+        return state_of(self.clock.steps, run, [controller.saved() for controller in self.clock.controllers()])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned. Sites that are still to be found are restored when they are.
@@ -86,7 +91,7 @@ class Attachment:
         Raises:
             ConfigError: the state is not one, or was made under another policy; nothing has changed then.
         """
-        steps, left = read_state(state)
+        steps, run, left = read_state(state)
         found = []
         for controller in self.clock.controllers():
             saved = next((saved for saved in left if any(saved.holds(site.id) for site in controller.sites())), None)
@@ -95,6 +100,8 @@ class Attachment:
                 found.append((controller, saved))
                 left.remove(saved)
         self.clock.steps, self.clock.saved = steps, left
+        if self.log is not None:
+            self.log.resume(run)
         for controller, saved in found:
             controller.resume(saved)
 
@@ -115,13 +122,14 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
 
     Raises:
         UsageError: ``optimizer`` is none, or trains no parameter of ``model``.
+        FileError: ``log`` cannot be written, or holds something else.
     """
     model, optimizer = unwrap_compiled(model), _innermost(optimizer)
     trained = trained_parameters(model)
     _check_optimizer(optimizer, trained)
+    written = StepLog(log) if log is not None else None  # before anything is changed: it may not be writable
     learn_names(model)
     steps = max((controller.clock.steps for controller in controllers_of(model)), default=0)
-    written = StepLog(log) if log is not None else None
     attachment = Attachment(StepClock(steps, attached=True, timed=log is not None), written)
     note_attached(model, attachment)
     attachment._handles += [
@@ -179,10 +187,11 @@ def _leave_to_log(log: StepLog, clock: StepClock, sites: Sequence[LiveSite]) -> 
     ]
     open_sites = [site for site in sites if site.opens_in_step]
     step = clock.steps
+    policy = next((type(site.controller.policy).__name__ for site in sites), None)
 
     def write() -> None:
         seconds, clock.backward_seconds = clock.backward_seconds, 0.0
-        log.step(step, rows, grad_norm=total_norm(open_sites), backward_seconds=seconds)
+        log.step(step, rows, policy=policy, grad_norm=total_norm(open_sites), backward_seconds=seconds)
 
     leave_to_read(write)
 

@@ -17,7 +17,7 @@ from typing import Any
 from tabulate import tabulate
 
 from . import __version__
-from .errors import SkipLoraError
+from .errors import FileError, SkipLoraError
 from .nothing_found import NoLoRAWarning
 from .passes import PIPELINE
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = _COMMANDS[arguments.command](arguments)
     except SkipLoraError as error:
         print(f"skiplora {arguments.command}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, FileError) else 1
     print(text)
     return 0
 
@@ -96,14 +96,18 @@ def _add_plot(commands: Any) -> None:
     )
     plot.add_argument("log", help="what attach(..., log=...) or SkipLoraCallback(log=...) wrote")
     plot.add_argument("-o", "--out", help="the picture, .png, .pdf or .svg; beside the log as .png if not given")
+    plot.add_argument("--run", type=_count, metavar="N", help="which of the log's runs, from 1; the last if not given")
+    plot.add_argument(
+        "--max-mib", type=_count, metavar="N", default=512, help="the size of the largest log that is read"
+    )
 
 
 def _plot(arguments: argparse.Namespace) -> str:
     from .plot import plot
 
     out = arguments.out or str(Path(arguments.log).with_suffix(".png"))
-    plot(arguments.log, out)
-    return f"wrote {out}"
+    run = plot(arguments.log, out, arguments.run, max_bytes=arguments.max_mib << 20)
+    return f"wrote {out}" + (f", run {run.number} of {run.runs} (--run chooses)" if run.runs > 1 else "")
 
 
 def _count(text: str) -> int:

@@ -13,6 +13,10 @@ class UsageError(SkipLoraError, TypeError):
     """A call on an object that it cannot work on, such as an ``OptimizedModule`` or a model without gates."""
 
 
+class FileError(UsageError):
+    """A file that cannot be read, or written, as what it is meant to be: names it, the line if it is one, and why."""
+
+
 class InternalError(SkipLoraError, AssertionError):
     """A contract between two passes is broken: a bug here (or a new torch), never the user's fault.
 

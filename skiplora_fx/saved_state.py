@@ -36,24 +36,27 @@ class SavedController:
         return {"policy": self.policy, "state": dict(self.state), "sites": list(map(dict, self.sites))}
 
 
-def state_of(steps: int, controllers: Sequence[SavedController]) -> dict[str, Any]:
-    """Return what a checkpoint has to keep."""
-    return {"format": FORMAT, "steps": steps, "controllers": [controller.to_json() for controller in controllers]}
+def state_of(steps: int, run: str | None, controllers: Sequence[SavedController]) -> dict[str, Any]:
+    """Return what a checkpoint has to keep: ``run`` is the log's name of the run, if there is a log."""
+    saved = [controller.to_json() for controller in controllers]
+    return {"format": FORMAT, "steps": steps, "run": run, "controllers": saved}
 
 
-def read_state(state: Any) -> tuple[int, list[SavedController]]:
-    """Return the number of steps, and what is kept of each controller.
+def read_state(state: Any) -> tuple[int, str | None, list[SavedController]]:
+    """Return the number of steps, the log's name of the run, and what is kept of each controller.
 
     Raises:
         ConfigError: the state is none that this version has written; says what is wrong with it.
     """
     _check(isinstance(state, Mapping), f"it is a {type(state).__name__}")
-    _check({"format", "steps", "controllers"} <= state.keys(), f"it holds {', '.join(map(str, state)) or 'nothing'}")
+    whole = {"format", "steps", "run", "controllers"} <= state.keys()
+    _check(whole, f"it holds {', '.join(map(str, state)) or 'nothing'}")
     _check(state["format"] == FORMAT, f"its format is {state['format']!r}, and this version writes {FORMAT}")
-    steps, controllers = state["steps"], state["controllers"]
+    steps, run, controllers = state["steps"], state["run"], state["controllers"]
     _check(_is_count(steps), f"its number of steps is {steps!r}")
     _check(isinstance(controllers, list), f"its controllers are a {type(controllers).__name__}")
-    return steps, [_read_controller(saved) for saved in controllers]
+    _check(run is None or isinstance(run, str), f"its run is {run!r}")
+    return steps, run, [_read_controller(saved) for saved in controllers]
 
 
 def _read_controller(saved: Any) -> SavedController:

@@ -144,6 +144,39 @@ def test_a_logged_run_has_a_line_for_each_step_and_the_losses(tmp_path: Path) ->
     assert all(entry["grad_norm"] > 1e-2 for entry in logs if "loss" in entry)
 
 
+def test_a_resumed_run_goes_on_in_its_log_and_another_stands_beside_it(tmp_path: Path) -> None:
+    log = {"log": tmp_path / "log.jsonl"}
+    trained(tmp_path, log, save_strategy="steps", save_steps=HALF)
+    trained(tmp_path / "other", log, max_steps=2)
+    assert [read_log(log["log"], run=number).steps for number in (1, 2)] == [list(range(STEPS)), [0, 1]]
+    trained(tmp_path / "out", log, tmp_path / f"checkpoint-{HALF}", max_steps=STEPS + 1)
+    run = read_log(log["log"])
+    assert (run.number, run.runs, run.steps) == (1, 2, list(range(STEPS + 1)))
+
+
+def test_a_log_that_cannot_be_written_is_refused_when_the_callback_is_made(tmp_path: Path) -> None:
+    with pytest.raises(skiplora_fx.UsageError, match=r"log='.*' cannot be written: Is a directory"):
+        SkipLoraCallback(log=tmp_path)
+
+
+def test_of_several_processes_the_first_writes(tmp_path: Path) -> None:
+    class Second(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            state.is_world_process_zero = False
+            callback.on_train_begin(args, state, control, **kwargs)
+
+    callback = SkipLoraCallback(log=tmp_path / "log.jsonl")
+    torch.compiler.reset()
+    trainer = Trainer(
+        model=models.with_lora(models.llama(1)),
+        args=arguments(tmp_path, max_steps=2),
+        train_dataset=rows(40),
+        callbacks=[callback, Second()],
+    )
+    trainer.train()
+    assert (tmp_path / "log.jsonl").read_bytes() == b""
+
+
 def test_evaluation_in_a_run_changes_nothing(tmp_path: Path) -> None:
     def losses(**overrides: Any) -> dict[str, Tensor]:
         torch.compiler.reset()

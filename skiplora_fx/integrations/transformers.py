@@ -20,6 +20,7 @@ from ..config import SkipLoraConfig
 from ..errors import UsageError
 from ..live import sites
 from ..live_site import SiteState
+from ..step_log import StepLog
 
 
 class SkipLoraCallback(TrainerCallback, ExportableState):
@@ -40,23 +41,24 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     Args:
         dynamic: as for ``torch.compile``.
         log: a file to which every step is written, see :class:`~skiplora_fx.step_log.StepLog`; with it gradient norms
-            are measured.
+            are measured. Of several processes the first writes.
         options: the backend's options, see :class:`~skiplora_fx.SkipLoraConfig`; other keys go to Inductor.
 
     Raises:
         ConfigError: an option is unknown or out of range.
+        FileError: ``log`` cannot be written, or holds something else.
     """
 
     def __init__(self, *, dynamic: bool | None = None, log: str | Path | None = None, **options: Any) -> None:
         SkipLoraConfig.from_options(options)  # what is wrong should show here, not at the first step
         self.options = options
         self._dynamic = dynamic
-        self._log = log
+        self._log = StepLog(log).path if log is not None else None
         self._attachment: Attachment | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: how to make this callback again, and what the sites and the policy know."""
-        options = {"dynamic": self._dynamic, "log": self._log and str(self._log), **self.options}
+        options = {"dynamic": self._dynamic, "log": str(self._log) if self._log is not None else None, **self.options}
         saved = self._attachment.state_dict() if self._attachment is not None else None
         return {"args": options if _is_json(options) else {}, "attributes": {"saved": saved}}
 
@@ -74,7 +76,7 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         _check(self, model, args)
         model.compile(backend="skiplora", dynamic=self._dynamic, options=self.options)
         self._detach()
-        self._attachment = attach(model, kwargs["optimizer"], log=self._log)
+        self._attachment = attach(model, kwargs["optimizer"], log=self._log if state.is_world_process_zero else None)
         saved = self._saved_in(state)
         if saved is not None:
             self._attachment.load_state_dict(saved)
