@@ -18,7 +18,7 @@ from .gradients import drop_gradients, measure_gradients, total_norm
 from .live_site import LiveSite
 from .policy import needs
 from .registry import (
-    controllers_of,
+    clocks_of,
     flush,
     forget_attached,
     learn_names,
@@ -83,7 +83,8 @@ class Attachment:
         """Return all that a resumed run needs to decide as this one would have, of JSON's types."""
         flush()
         run = self.log.run if self.log is not None else None
-        return state_of(self.clock.steps, run, [controller.saved() for controller in self.clock.controllers()])
+        met = [controller.saved() for controller in self.clock.controllers()]
+        return state_of(self.clock.steps, run, [*met, *self.clock.saved])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned. Sites that are still to be found are restored when they are.
@@ -129,8 +130,10 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
     _check_optimizer(optimizer, trained)
     written = StepLog(log) if log is not None else None  # before anything is changed: it may not be writable
     learn_names(model)
-    steps = max((controller.clock.steps for controller in controllers_of(model)), default=0)
-    attachment = Attachment(StepClock(steps, attached=True, timed=log is not None), written)
+    clocks = clocks_of(model)
+    steps = max((clock.steps for clock in clocks), default=0)
+    saved = [saved for clock in clocks for saved in clock.saved]
+    attachment = Attachment(StepClock(steps, attached=True, timed=log is not None, saved=saved), written)
     note_attached(model, attachment)
     attachment._handles += [
         optimizer.register_step_pre_hook(partial(_before_step, attachment)),

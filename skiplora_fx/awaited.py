@@ -46,11 +46,17 @@ class AwaitedSites:
         """
         if step != self._step or not self._left:
             return [(site, site.history()) for site in sites]
+        training = [(position, state) for position, state in self._left.items() if state["trains"]]
         rows: list[tuple[int, LiveSite | None, SiteHistory]] = [
-            *((position, None, saved_history(state, config)) for position, state in self._left.items()),
+            *((position, None, saved_history(state, config)) for position, state in training),
             *((self._place_of(site), site, site.history()) for site in sites),
         ]
         return [(site, history) for _, site, history in sorted(rows, key=lambda row: row[0])]
+
+    def states_among(self, sites: Sequence[LiveSite]) -> list[Mapping[str, Any]]:
+        """Return the states of ``sites``, and of those that are still to be met, in the order of the forward."""
+        rows = [*self._left.items(), *((self._place_of(site), site.state_dict()) for site in sites)]
+        return [state for _, state in sorted(rows, key=lambda row: row[0])]
 
     def _place_of(self, site: LiveSite) -> int:
         return self._order.index(site.id) if self.holds(site) else len(self._order)

@@ -24,7 +24,7 @@ from .nothing_found import NoLoRAWarning, nothing_found
 from .passes import Pipeline
 from .policy import make_policy, needs
 from .registry import learn_home, name_of
-from .runtime import GatedGraph
+from .runtime import GatedGraph, TrainingWithoutAutograd
 from .site import Findings
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,7 @@ def skiplora(
     config = SkipLoraConfig.from_options(options)
     inductor = {**mode_options(mode), **config.inductor}
     if not torch.is_grad_enabled():
-        _learn_home_in_training(traced_module(gm))
-        return compile_with_inductor(gm, example_inputs, inductor)
+        return _remembering_home(compile_with_inductor(gm, example_inputs, inductor), gm, example_inputs)
     failures = Failures(config.strict, partial(warn_of_failure, gm=gm, inputs=example_inputs, config=config))
     try:
         return _compile_gated(gm, example_inputs, config, inductor, failures)
@@ -118,13 +117,12 @@ def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence
     config.check_globs(names)
 
 
-def _learn_home_in_training(root: nn.Module | None) -> None:
-    """Remember the model whose forward is running without autograd.
-
-    Checkpointing with ``use_reentrant=True`` begins so; when it repeats a layer with autograd, only the layer runs.
-    """
-    if root is not None and root.training:
-        learn_home(_enclosing_module(root))
+def _remembering_home(compiled: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    trained = (place for place, value in enumerate(inputs) if isinstance(value, nn.Parameter) and value.requires_grad)
+    position, root = next(trained, None), traced_module(gm)
+    if position is None or root is None or not root.training:
+        return compiled
+    return TrainingWithoutAutograd(compiled, position, root)
 
 
 def _enclosing_module(module: nn.Module) -> nn.Module:

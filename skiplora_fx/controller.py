@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 import weakref
@@ -14,7 +15,7 @@ from torch import nn
 
 from .awaited import AwaitedSites
 from .config import SkipLoraConfig
-from .errors import ConfigError
+from .errors import ConfigError, reason_of
 from .live_site import LiveSite
 from .model_graphs import FlopsOf, ModelGraphs
 from .policy import OPEN, SHUT, MinActive, Observation, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
@@ -41,7 +42,7 @@ class Controller:
         self._said = _Said(self.policy)
         self._asked = _wrapped(self._said, config)
         self._flush = flush
-        self._model = weakref.ref(model) if model is not None else lambda: None
+        self._model: Callable[[], nn.Module | None] = weakref.ref(model) if model is not None else lambda: None
         self._graphs = ModelGraphs()
         self._step = -1
         self._decided: dict[LiveSite, float] = {}
@@ -55,6 +56,10 @@ class Controller:
         """The outermost module that is known, as long as it lives."""
         return self._model()
 
+    def belong_to(self, model: nn.Module) -> None:
+        """Decide for a larger model that has been met."""
+        self._model = weakref.ref(model)
+
     def count_by(self, clock: StepClock) -> None:
         """Have ``clock`` count the model's steps from now on."""
         self.clock = clock
@@ -67,19 +72,20 @@ class Controller:
         Raises:
             ConfigError: a checkpoint that holds these sites was made under another policy.
         """
-        known = set(self._graphs.sites())
+        for site in set(sites) - set(self._graphs.sites()):
+            self._take_in(site)
         self._graphs.add(sites, flops)
-        for site in dict.fromkeys(sites):
-            if site not in known:
-                self._take_in(site)
 
     def sites(self) -> list[LiveSite]:
         """Return the sites that live and train, in the order of the forward."""
-        return [site for site in self._graphs.sites() if site.controller is self and site.trains()]
+        return [site for site in self._own_sites() if site.trains()]
+
+    def _own_sites(self) -> list[LiveSite]:
+        return [site for site in self._graphs.sites() if site.controller is self]
 
     def is_abandoned(self) -> bool:
         """Return whether all its sites have been compiled anew under other options, or are gone."""
-        return not self._graphs.sites()
+        return not self._own_sites()
 
     def threshold(self, site: LiveSite) -> float:
         """Return τ of a site in its present step."""
@@ -142,18 +148,26 @@ class Controller:
         return SHUT if site.ratio < threshold else OPEN
 
     def saved(self) -> SavedController:
-        """Return what a checkpoint has to keep of the policy and of the sites that train."""
+        """Return what a checkpoint has to keep of the policy and the sites, those that were not met yet as well."""
         state = self.policy.state_dict() if hasattr(self.policy, "state_dict") else {}
-        return SavedController(type(self.policy).__name__, state, [site.state_dict() for site in self.sites()])
+        sites = self._own_sites()
+        rows = self._awaited.states_among(sites) if self._awaited is not None else [s.state_dict() for s in sites]
+        return SavedController(type(self.policy).__name__, state, rows)
 
     def check_policy(self, saved: SavedController) -> None:
-        """Raise ConfigError if ``saved`` was made under another policy."""
+        """Raise ConfigError if ``saved`` was made under another policy, or cannot be loaded by this one."""
         name = type(self.policy).__name__
         if saved.policy != name:
             raise ConfigError(
                 f"the checkpoint was made under policy {saved.policy}, and this run has {name}. Resume with the same "
                 "policy, or from a checkpoint without its state."
             )
+        if hasattr(self.policy, "load_state_dict"):
+            try:
+                copy.deepcopy(self.policy).load_state_dict(saved.state)
+            except Exception as error:
+                found = f"({reason_of(error)}): {saved.state!r:.200}"
+                raise ConfigError(f"the checkpoint's state of policy {name} cannot be loaded {found}") from error
 
     def resume(self, saved: SavedController) -> None:
         """Go on from what :meth:`saved` returned. Sites that are still to be met are restored when they are.
@@ -165,16 +179,16 @@ class Controller:
         if hasattr(self.policy, "load_state_dict"):
             self.policy.load_state_dict(saved.state)
         self._awaited = AwaitedSites(saved, self.clock.steps)
-        for site in self.sites():
+        for site in self._own_sites():
             self._restore(site)
         self.forget()
 
     def _take_in(self, site: LiveSite) -> None:
-        saved = self.clock.saved_with(site.id) if self._awaited is None else None
+        saved = self.clock.saved_with(site.id)
         if saved is not None:
             self.resume(saved)
-        else:
-            self._restore(site)
+            self.clock.saved.remove(saved)
+        self._restore(site)
 
     def _restore(self, site: LiveSite) -> None:
         """Have a site go on from a checkpoint, if there is one that holds it and nobody has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +216,7 @@ class LiveSite:
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to keep of it, of JSON's types; NaN as None, and infinity as a word."""
         kept = {name: _to_json(getattr(self, name)) for name in _SAVED_NUMBERS}
-        return {"name": self.name, "adapter": self.slot.adapter, **kept}
+        return {"name": self.name, "adapter": self.slot.adapter, "trains": self.trains(), **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint kept; τ is that of the options, unless the user had set another."""
@@ -246,8 +246,18 @@ _SAVED_NUMBERS = (
     "threshold",
 )
 _SEEN = {field.name for field in fields(SiteHistory)}
-SAVED = frozenset({"name", "adapter", *_SAVED_NUMBERS})
-"""What :meth:`LiveSite.state_dict` keeps."""
+_WORDS, _FLAGS, _COUNTS = (
+    ("name", "adapter"),
+    ("trains", "skipped", "overridden"),
+    ("since_open", "backwards", "counted", "shut"),
+)
+SAVED: Mapping[str, Callable[[object], bool]] = {
+    **dict.fromkeys(_SAVED_NUMBERS, lambda value: value in (None, "inf") or type(value) in (int, float)),
+    **dict.fromkeys(_COUNTS, lambda value: type(value) is int),
+    **dict.fromkeys(_FLAGS, lambda value: type(value) is bool),
+    **dict.fromkeys(_WORDS, lambda value: type(value) is str),
+}
+"""What :meth:`LiveSite.state_dict` keeps, and what is a value of it."""
 
 
 def _to_json(value: float) -> float | str | None:

@@ -92,6 +92,7 @@ def site_of(parameters: Sequence[Tensor], slot: Slot, controller: Controller, ow
     known = _registry.sites.of(key).get(owner)
     if known is not None and known.controller.config == controller.config:
         known.controller = controller  # another one if a larger model has been met since
+        _count_by_attached(controller, key, owner)
         return known
     if known is not None:
         known.replaced = True
@@ -100,10 +101,14 @@ def site_of(parameters: Sequence[Tensor], slot: Slot, controller: Controller, ow
     trained = tuple(weakref.ref(parameters[position]) for position in slot.trained)
     site = LiveSite(controller, slot, name, threshold, weakref.ref(key), trained, position=_position_of(key))
     _registry.sites.set(key, owner, site)
-    attached = _attached_to(key, owner)
-    if attached is not None and controller.clock is not attached.clock:
-        controller.count_by(attached.clock)
+    _count_by_attached(controller, key, owner)
     return site
+
+
+def _count_by_attached(controller: Controller, key: Tensor, owner: object) -> None:
+    attached = None if controller.clock.attached else _attached_to(key, owner)
+    if attached is not None:
+        controller.count_by(attached.clock)
 
 
 def controller_of(model: nn.Module | None, config: SkipLoraConfig) -> Controller:
@@ -188,6 +193,15 @@ def learn_home(model: nn.Module) -> None:
             _registry.homes[parameter] = _Home(weakref.ref(model), position)
             for site in _registry.sites.of(parameter).values():
                 site.position = position
+    _adopt(model)
+
+
+def _adopt(model: nn.Module) -> None:
+    """Have those who decide for parts of ``model`` that ran by themselves go on deciding, now for the whole of it."""
+    known = [part for part in model.modules() if part is not model and part in _registry.controllers]
+    for controller in [controller for part in known for controller in _registry.controllers.pop(part)]:
+        controller.belong_to(model)
+        _registry.controllers.setdefault(model, []).append(controller)
 
 
 def home_of(parameter: Tensor) -> nn.Module | None:
@@ -244,7 +258,7 @@ def note_attached(model: nn.Module, attached: Attached) -> None:
     for other in _attached_like(model):
         other.remove()
     _registry.attached[model] = attached
-    for controller in controllers_of(model):
+    for controller in _controllers_of(model):
         controller.count_by(attached.clock)
 
 
@@ -254,10 +268,16 @@ def forget_attached(attached: Attached) -> None:
         del _registry.attached[model]
 
 
-def controllers_of(model: nn.Module) -> list[Controller]:
+def _controllers_of(model: nn.Module) -> list[Controller]:
     """Return who decides for the sites of a model."""
     sites = sites_of(trained_parameters(model), owners_in(model))
     return list(dict.fromkeys(site.controller for site in sites))
+
+
+def clocks_of(model: nn.Module) -> list[StepClock]:
+    """Return what counts the steps of a model's sites, or will when there are any."""
+    met = (controller.clock for controller in _controllers_of(model))
+    return list(dict.fromkeys([*met, *(attached.clock for attached in _attached_like(model))]))
 
 
 def _attached_to(key: Tensor, owner: object) -> Attached | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,7 @@ class GatedGraph:
         binding = self._bind(args)
         training = binding.is_training()
         recompute = binding.is_recomputed()
-        thresholds = binding.last_thresholds() if recompute else binding.thresholds(training)
+        thresholds = binding.first_thresholds() if recompute else binding.thresholds(training)
         *outputs, ratios, opens = self._compiled(*args, thresholds)
         if training and not recompute:
             binding.count_backward_of(outputs, ratios, opens)
@@ -97,6 +98,31 @@ def bind(
     return Binding(sites, slots, parameters[slots[0].position].device)
 
 
+class TrainingWithoutAutograd:
+    """A graph that runs without autograd in a model that trains, as in a checkpoint with ``use_reentrant=True``.
+
+    When the layer is repeated with autograd its model's forward runs no more; here it does, and is remembered.
+
+    Args:
+        compiled: takes the graph's inputs.
+        position: of a parameter among them.
+        root: the module it was compiled for, as far as that is known.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], position: int, root: nn.Module | None) -> None:
+        self._compiled = compiled
+        self._position = position
+        self._root = weakref.ref(root) if root is not None else lambda: None
+
+    def __call__(self, *args: Any) -> Any:
+        key = args[self._position]
+        if home_of(key) is None:
+            running = model_of(key, self._root())
+            if running is not None and running.training:
+                learn_home(running)
+        return self._compiled(*args)
+
+
 class Binding:
     """The sites of one call, and the vector of thresholds that it takes.
 
@@ -114,8 +140,10 @@ class Binding:
         self._device = torch.device("cpu") if held else device
         self._values: tuple[float, ...] = ()
         self._vector = torch.empty(0)
-        self._awaits_backward = False
+        self._waiting: deque[weakref.ref[_Waiting]] = deque()
+        self._begun_outside = False
         self._counted_in = -1
+        self._counted_with = self._vector
         self.layer: weakref.ref[nn.Module] | None = None
 
     def is_training(self) -> bool:
@@ -126,15 +154,24 @@ class Binding:
     def is_recomputed(self) -> bool:
         """Return whether a forward that begins now is one again for the backward that is running.
 
-        Activation checkpointing repeats a forward when its backward comes. The other kind, which runs the first one
-        without autograd, was not seen before.
+        Activation checkpointing repeats a forward when its backward comes. The other kind runs the first one without
+        autograd: no forward of it was seen outside of a backward.
         """
         backward = current_backward()
-        return backward >= 0 and (self._awaits_backward or self._counted_in == backward)
+        return backward >= 0 and (self._begun_outside or self._counted_in == backward)
 
-    def last_thresholds(self) -> Tensor:
-        """Return what :meth:`thresholds` returned last."""
-        return self._vector
+    def first_thresholds(self) -> Tensor:
+        """Return what :meth:`thresholds` returned for the forward that is repeated: the oldest that waits."""
+        if self._counted_in == current_backward():
+            return self._counted_with
+        waiting = self._still_waiting()
+        return waiting[0].thresholds if waiting else self._counted_with
+
+    def _still_waiting(self) -> list[_Waiting]:
+        """Return the forwards that may still have a backward, the oldest first."""
+        alive = [forward for known in self._waiting if (forward := known()) is not None]
+        self._waiting = deque(map(weakref.ref, alive))
+        return alive
 
     def is_current(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether these are the sites of a call that carries ``parameters``, under the options they have now."""
@@ -164,15 +201,19 @@ class Binding:
 
     def count_backward_of(self, outputs: Iterable[Any], ratios: Tensor, opens: Tensor) -> None:
         """Have the first backward through ``outputs`` count as a step and leave its ratios to be read."""
-        waiting = [self.forward().finish(ratios, opens)]
-        self._awaits_backward = True
+        # The hooks alone hold on to it: it goes with the graph that autograd keeps of this forward.
+        waiting = [_Waiting(self.forward().finish(ratios, opens), self._vector)]
+        self._still_waiting()
+        self._waiting.append(weakref.ref(waiting[0]))
+        self._begun_outside = self._begun_outside or current_backward() < 0
         clock = self._sites[0].clock
         running: list[Stopwatch] = []
 
         def begin(_: Any) -> None:
             if waiting:
-                self._awaits_backward, self._counted_in = False, current_backward()
-                count(waiting.pop())
+                begun = waiting.pop()
+                self._counted_in, self._counted_with = current_backward(), begun.thresholds
+                count(begun.backward)
                 if clock.timed:
                     running.append(Stopwatch(ratios.device))
 
@@ -185,6 +226,14 @@ class Binding:
             grad_fn.register_prehook(begin)
             if clock.timed:
                 grad_fn.register_hook(end)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A forward whose backward is still to come, and the thresholds that it was given."""
+
+    backward: Backward
+    thresholds: Tensor
 
 
 class Forward:

@@ -72,12 +72,10 @@ def _read_controller(saved: Any) -> SavedController:
 
 def _check_site(site: Any) -> None:
     _check(isinstance(site, Mapping), f"a site in it is {str(site)[:80]}")
-    missing = sorted(SAVED - site.keys())
+    missing = sorted(SAVED.keys() - site.keys())
     _check(not missing, f"a site in it ({site.get('name')}) lacks {', '.join(missing)}")
-    for name in SAVED:
-        right = str if name in ("name", "adapter") else (int, float)
-        value = site[name]
-        _check(isinstance(value, right) or value in (None, "inf"), f"{name} of {site['name']} in it is {value!r}")
+    for name, is_right in SAVED.items():
+        _check(is_right(site[name]), f"{name} of {site['name']} in it is {site[name]!r}")
 
 
 def _is_count(value: Any) -> bool:

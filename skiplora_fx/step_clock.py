@@ -14,6 +14,9 @@ from .stopwatch import Stopwatch
 if TYPE_CHECKING:
     from .controller import Controller
 
+_BACKWARDS = 16
+"""Of so many backwards it is remembered in which step they began."""
+
 
 @dataclass(eq=False)
 class StepClock:
@@ -33,8 +36,7 @@ class StepClock:
     backward_seconds: float = 0.0
     saved: list[SavedController] = field(default_factory=list)
     _controllers: list[weakref.ref[Controller]] = field(default_factory=list)
-    _backward: int = -1
-    _begun_in: int = 0
+    _begun_in: dict[int, int] = field(default_factory=dict)
 
     def now(self) -> int:
         """Return the step that a forward belongs to which begins now.
@@ -45,12 +47,14 @@ class StepClock:
         backward = current_backward()
         if backward < 0:
             return self.steps
-        if backward != self._backward:
-            self._backward, self._begun_in = backward, self.steps
-        return self._begun_in
+        if backward not in self._begun_in:
+            # Checkpoints run backwards in a backward, so the last one is not enough to know.
+            self._begun_in = dict([*self._begun_in.items(), (backward, self.steps)][-_BACKWARDS:])
+        return self._begun_in[backward]
 
     def count_backward(self, step: int) -> None:
         """Count the backward of a forward that belongs to ``step``; a model's further graphs add nothing to it."""
+        self.now()  # the step in which this backward began
         if not self.attached and self.steps == step:
             self.steps += 1
 
@@ -59,12 +63,8 @@ class StepClock:
         self.backward_seconds += watch.seconds()
 
     def saved_with(self, id: str) -> SavedController | None:
-        """Return, once, what a checkpoint says of the controller of a site; None if it does not know it."""
-        for saved in self.saved:
-            if saved.holds(id):
-                self.saved.remove(saved)
-                return saved
-        return None
+        """Return what a checkpoint says of the controller of a site; None if it does not know it."""
+        return next((saved for saved in self.saved if saved.holds(id)), None)
 
     def serve(self, controller: Controller) -> None:
         """Count for one more controller."""

@@ -212,6 +212,8 @@ WRONG = [
     (lambda state: {**state, "controllers": [{"policy": "Threshold"}]}, "a controller in it is"),
     (lambda state: _with_site(state, mean="much"), "mean of lower in it is 'much'"),
     (lambda state: _with_site(state, ratio=[1.0]), "ratio of lower in it is"),
+    (lambda state: _with_site(state, backwards=None), "backwards of lower in it is None"),
+    (lambda state: _with_site(state, name=None), "name of None in it is None"),
 ]
 
 
@@ -232,6 +234,57 @@ def test_a_state_that_is_none_is_refused_and_changes_nothing(spoil: Any, reason:
     ):
         attachment.load_state_dict(spoil(json.loads(json.dumps(before))))
     assert attachment.state_dict() == before
+
+
+@pytest.mark.parametrize("policy", ["progressive", "quantile", "budget"])
+@pytest.mark.parametrize("met", [True, False])
+def test_a_policys_state_that_is_none_is_refused_and_changes_nothing(policy: str, met: bool) -> None:
+    model = compiled(policy=policy)
+    attachment = skiplora_fx.attach(model, sgd(model))
+    step(model)
+    state = attachment.state_dict()
+    wrong = {**state, "steps": 99, "controllers": [{**state["controllers"][0], "state": {}}]}
+    refused = pytest.raises(ConfigError, match=rf"state of policy {policy.title()} cannot be loaded \(KeyError: ")
+    if met:
+        with refused:
+            attachment.load_state_dict(wrong)
+        assert attachment.state_dict() == state
+        return
+    other = compiled(policy=policy)
+    skiplora_fx.attach(other, sgd(other)).load_state_dict(wrong)
+    for _ in range(2):  # the second time too
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            step(other)
+
+
+def test_what_was_loaded_and_not_met_yet_is_saved_and_handed_on() -> None:
+    model = compiled(threshold=0.0)
+    attachment = skiplora_fx.attach(model, sgd(model))
+    step(model)
+    state = attachment.state_dict()
+    other = compiled(threshold=0.0)
+    resumed = skiplora_fx.attach(other, sgd(other))
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    again = skiplora_fx.attach(other, sgd(other))
+    assert again.state_dict() == state
+    step(other)
+    assert [site.backwards for site in skiplora_fx.sites(other)] == [2, 2]
+
+
+def test_an_adapter_that_rests_is_saved_with_the_others() -> None:
+    model = compiled(threshold=0.0)
+    resting = adapters(model.lower)
+    attachment = skiplora_fx.attach(model, sgd(model))
+    step(model)
+    for parameter in resting:
+        parameter.requires_grad_(False)
+    step(model)
+    saved = {site["name"]: site for site in attachment.state_dict()["controllers"][0]["sites"]}
+    assert {name: (site["trains"], site["backwards"]) for name, site in saved.items()} == {
+        "lower": (False, 1),
+        "upper": (True, 2),
+    }
 
 
 @pytest.mark.parametrize("answer", [None, 0.5, [0.0, None], [0.0, "1"], [0.0, math.nan]])

@@ -174,3 +174,110 @@ def test_a_resumed_run_decides_as_the_whole_one(policy: dict[str, Any]) -> None:
         attachment.load_state_dict(kept[2])
         assert run(model, optimizer, range(stopped, 10)) == whole[stopped:]
     assert any(map(any, whole[6:]))
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_second_model_of_the_same_kind_under_reentrant_checkpoints(attached: bool) -> None:
+    """Its layers' graphs are compiled already, so the backend is not called again."""
+    for _ in range(2):
+        model = Layers(4, True, policy="freeze")
+        optimizer = sgd(model)
+        if attached:
+            skiplora_fx.attach(model, optimizer)
+        for _ in range(2):
+            backward(model)
+            optimizer.step()
+        assert skipped(model) == [True, True, False, False]
+        assert len({site.controller for site in live_sites(model)}) == 1
+
+
+class PartlyCheckpointed(Layers):
+    """The last layer is not in a checkpoint, so that its backward counts before the others' forwards run again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = checkpoint(layer, x, use_reentrant=self.reentrant).tanh()
+        return self.layers[-1](x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_around_a_part_of_the_model(reentrant: bool) -> None:
+    model = PartlyCheckpointed(4, reentrant, policy="cyclic", policy_kwargs={"share": 0.25})
+    found = []
+    for _ in range(6):
+        backward(model)
+        found.append([number for number, shut in enumerate(skipped(model)) if not shut])
+    assert found[1:] == [[1], [2], [3], [0], [1]]  # the first step met one layer after the other
+    assert {site.clock.steps for site in live_sites(model)} == {6}
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def test_a_larger_model_that_is_met_later_goes_on_as_it_was() -> None:
+    policy = Recording()
+    model = compiled(Broken(), policy=policy, skipped_grad="none")
+    optimizer = sgd(model)
+    attachment = skiplora_fx.attach(model, optimizer)
+    for run in (model, model, Wrapper(model)):
+        run(batch(3 if run is model else 7)).sum().backward()
+        optimizer.step()
+    assert attachment.clock.steps == 3
+    assert {site.clock for site in live_sites(model)} == {attachment.clock}
+    assert len(attachment.sites()) == 2
+    assert policy.seen[-1][0] == 2
+
+
+class Inside(nn.Module):
+    """A compiled layer inside of a checkpointed region."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer = Linear()
+        self.layer.compile(backend="skiplora", options={"warmup_steps": 0, "probe_every": 0, **options})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(lambda x: self.layer(x).tanh(), x, use_reentrant=False)
+
+
+class Odd:
+    """Shuts everything in odd steps."""
+
+    def decide(self, observation: Observation) -> list[float]:
+        return [math.inf if observation.step % 2 else 0.0] * len(observation.sites)
+
+
+def test_a_repeated_forward_decides_as_its_own_first_one() -> None:
+    model = Inside(policy=Odd())
+    model(batch())  # has no backward: nobody waits for it
+    first, second = model(batch()).sum(), model(batch()).sum()
+    for loss in (first, second):  # of one step: both forwards ran before any backward
+        model.zero_grad()
+        loss.backward()
+        assert skipped(model) == [False]
+        assert bool(model.layer.a.weight.grad.any())
+    model.zero_grad()
+    model(batch()).sum().backward()
+    assert skipped(model) == [True]
+    assert not bool(model.layer.a.weight.grad.any())
+    assert [site.backwards for site in skiplora_fx.sites(model)] == [3]
+
+
+def test_a_repeated_forward_has_the_thresholds_of_its_own_first_one() -> None:
+    model = Inside(threshold=0.0)
+    skiplora_fx.attach(model, sgd(model))
+    model(batch()).sum().backward()
+    first = model(batch()).sum()
+    skiplora_fx.set_threshold(model, math.inf)
+    second = model(batch()).sum()
+    for loss, shut in ((first, False), (second, True)):
+        model.zero_grad()
+        loss.backward()
+        assert skipped(model) == [shut]
+        assert bool(model.layer.a.weight.grad.any()) is not shut
