@@ -70,7 +70,11 @@ PIPELINE: tuple[Stage, ...] = (
 """Every pass, in the order in which they run."""
 
 OnPass = Callable[[str, str, fx.Graph], None]
-"""Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph."""
+"""Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph.
+
+It is called before a pass too where what that gets comes from elsewhere: as ``joint`` with the joint graph, as
+``backward`` with the backward, and as ``forward`` with a graph without gates that nothing is done to.
+"""
 
 
 def _ignore(name: str, kind: str, graph: fx.Graph) -> None:
@@ -127,6 +131,7 @@ class Pipeline:
         """Fold the gates of a joint graph; any other graph, one that ``apply`` has gated too, is left as it is."""
         if self.gated is None or "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
             return
+        self.on_pass("joint", "joint", graph)
         self.folded = fold_gates(graph, self.gated.gates, self.inputs)
         log.debug("fold_gates: %d gates, %d with a backward", len(self.folded.forward), len(self.folded.backward))
         self.on_pass("fold_gates", "joint", graph)
@@ -136,6 +141,7 @@ class Pipeline:
         if self.folded is not None:
             check_consumed(graph, self.folded)
         if self.gated is None or not any(map(is_gate, graph.nodes)):
+            self.on_pass("forward", "forward", graph)
             return
         self.on_pass("backward", "backward", graph)
         analysis = liveness(graph, len(self.gated.sites))
