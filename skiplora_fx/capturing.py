@@ -31,9 +31,15 @@ def capture(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     on_break: Callable[[str, str], None],
-    caller: str,
+    usage: str,
 ) -> None:
     """Call ``model`` once with ``backend``; caches, and the state of random numbers, are left as they are found.
+
+    Args:
+        model, args, kwargs: what is called.
+        backend: as of ``torch.compile``.
+        on_break: called with the message and the place of each graph break.
+        usage: the user's call, such as ``"explain(model, *args, **kwargs)"``, for errors.
 
     Raises:
         UsageError: the model does not run on these inputs, or torch cannot compile it.
@@ -42,13 +48,13 @@ def capture(
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
             capture_graphs(model, backend, args, dict(kwargs), on_break)
     except Exception as error:
-        name, reason = type(model).__name__, reason_of(error)
+        name, reason, caller = type(model).__name__, reason_of(error), usage.partition("(")[0]
         if compiler_error(error) is not None:
             raise UsageError(
                 f"{caller}: torch.compile fails on {name}, whatever is done with its gates: {reason}."
             ) from error
         raise UsageError(
-            f"{caller}: {name} does not run on these inputs: {reason}. Call {caller} with what it is called with "
+            f"{caller}: {name} does not run on these inputs: {reason}. Call {usage} with what the model is called with "
             "in training, labels included."
         ) from error
 

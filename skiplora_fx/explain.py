@@ -149,7 +149,7 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
     model = module_of(model, "explain")
     learn_names(model)
     recorder = _Recorder(config.scope, model)
-    capture(model, recorder, args, kwargs, recorder.note_break, "explain")
+    capture(model, recorder, args, kwargs, recorder.note_break, "explain(model, *args, **kwargs)")
     return recorder.explanation(config)
 
 

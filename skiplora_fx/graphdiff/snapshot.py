@@ -40,7 +40,7 @@ def take_snapshot(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], co
     model = module_of(model, "diff")
     learn_names(model)
     recorder = _Recorder(config, model)
-    capture(model, recorder, args, kwargs, lambda message, place: None, "diff")
+    capture(model, recorder, args, kwargs, lambda message, place: None, "diff(model, *args, kwargs={...})")
     graphs = recorder.graphs()
     if not graphs:
         raise UsageError(
