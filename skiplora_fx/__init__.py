@@ -10,6 +10,7 @@ from .attach import attach
 from .config import SkipLoraConfig
 from .errors import ConfigError, InternalError, SkipLoraError, UsageError
 from .explain import Explanation, explain
+from .graphdiff import GraphDiff, diff
 from .live import set_threshold, sites
 from .live_site import SiteState
 from .nothing_found import NoLoRAWarning
@@ -18,6 +19,7 @@ from .report import report
 __all__ = [
     "ConfigError",
     "Explanation",
+    "GraphDiff",
     "InternalError",
     "NoLoRAWarning",
     "SiteState",
@@ -26,6 +28,7 @@ __all__ = [
     "UsageError",
     "apply",
     "attach",
+    "diff",
     "explain",
     "policy",
     "report",

@@ -24,6 +24,7 @@ from .records import (
 from .stages import STAGES
 
 FORMAT = "skiplora-snapshot"
+DIFF_FORMAT = "skiplora-diff"
 LIMIT = 512 * 2**20
 """Bytes that :func:`read_snapshot` reads at most: thirty times what a Llama of 32 layers takes."""
 
@@ -93,12 +94,14 @@ def _no_constant(text: str) -> Any:
 
 
 def parse_snapshot(data: Any) -> Snapshot:
-    """Return the snapshot that plain data describes.
+    """Return the snapshot that plain data describes: a snapshot, or a comparison of the stages of one.
 
     Raises:
         UsageError: something in it is missing, of another type, or refers to what is not there.
     """
     top = _Fields(data, "the file")
+    if top.get("format", str) == DIFF_FORMAT:
+        top = _only_snapshot(top)
     if top.get("format", str) != FORMAT:
         raise UsageError(f"its format is {top.get('format', str)!r}, {FORMAT!r} is expected")
     version = top.get("version", int)
@@ -110,6 +113,13 @@ def parse_snapshot(data: Any) -> Snapshot:
         versions=top.texts("versions"),
         graphs=tuple(map(_graph, top.parts("graphs"))),
     )
+
+
+def _only_snapshot(top: _Fields) -> _Fields:
+    snapshots = list(top.parts("snapshots"))
+    if len(snapshots) != 1:
+        raise UsageError(f"it is a comparison that holds {len(snapshots)} snapshots; one is expected")
+    return snapshots[0]
 
 
 class _Fields:
