@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,14 @@ def run(arguments: argparse.Namespace, build: Build) -> int:
     """
     whole = _find(arguments, build)
     found = whole.only(stage=arguments.stage, site=arguments.site, changed=arguments.only_changed)
-    if arguments.json:
-        _write(found.to_json(), arguments.json)
-    else:
-        _print(found, arguments)
+    try:
+        if arguments.json:
+            _write(found.to_json(), arguments.json)
+        else:
+            _print(found, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has read enough; Python would complain at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(found.changed)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .align import Alignment, Pair
 from .records import nodes_in
 
-_HUB = 8
-"""A node that touches more changed nodes than this is a hunk by itself: the vector of all thresholds, say, would else
-make one hunk of all sites."""
+_HUB = 3
+"""A node that so many changed nodes of one operator read, or are read by, joins no hunks: what hands each site its
+threshold would else make one hunk of all sites."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,18 @@ class _Hunks:
             self._neighbours[at].add(source)
             self._neighbours[source].add(at)
         self._changed = [at for at, pair in enumerate(self._pairs) if pair.change != "same"]
-        changed = set(self._changed)
-        self._hubs = {at for at in self._changed if len(self._neighbours[at] & changed) > _HUB}
+        self._hubs = {at for at in self._changed if self._is_hub(at)}
 
     def _edges(self) -> Iterator[tuple[int, int]]:
         for at, pair in enumerate(self._pairs):
             for side, places in ((pair.before, self._before), (pair.after, self._after)):
                 for name in side.inputs if side else ():
                     yield at, places[name]
+
+    def _is_hub(self, at: int) -> bool:
+        changed = [self._pairs[other].node for other in self._neighbours[at] if self._pairs[other].change != "same"]
+        alike = Counter(node.target for node in changed).values()
+        return self._pairs[at].node.op in ("placeholder", "output") or max(alike, default=0) >= _HUB
 
     def found(self) -> tuple[Hunk, ...]:
         seen: set[int] = set()

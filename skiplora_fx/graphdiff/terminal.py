@@ -15,7 +15,7 @@ from .hunks import Shape
 from .records import RejectionRecord, SiteRecord, Snapshot
 from .text import names_after, pair_lines, visible
 
-_STYLES = {"-": "red", "+": "green", " ": "dim"}
+_STYLES = {"-": "red", "+": "green", "~": "yellow", " ": "dim"}
 _LINES = 24
 """Of a hunk, at most: what is longer is a layer's whole backward, and ``--text`` has it."""
 
@@ -33,6 +33,10 @@ def print_diff(found: GraphDiff, console: Console, site: str = "") -> None:
     for snapshot in found.snapshots[-1:]:
         console.print(_sites(snapshot, found.transitions), soft_wrap=True)
     console.print(_totals(found), soft_wrap=True)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _plain(text: str, style: str = "") -> Text:
@@ -79,7 +83,7 @@ def _hunk(shape: Shape, names: Mapping[str, str], sites: Sequence[SiteRecord]) -
 
 def _hunk_head(shape: Shape, sites: Sequence[SiteRecord]) -> Text:
     touched = sorted({site for hunk in shape.hunks for site in hunk.sites})
-    head = Text(f"@@ ×{len(shape.hunks)}, {len(shape.example.changed)} nodes", "cyan")
+    head = Text(f"@@ ×{len(shape.hunks)}, {_counted(len(shape.example.changed), 'node')}", "cyan")
     if touched:
         named = ", ".join(sites[site].name or "(the model)" for site in touched[:2])
         more = f" and {len(touched) - 2} sites more" if len(touched) > 2 else ""
@@ -95,7 +99,7 @@ def _sites(snapshot: Snapshot, transitions: Sequence[Transition]) -> Group:
         for site in graph.sites:
             path, _, leaf = site.name.rpartition(".")
             label = _plain(leaf or "(the model)").append(f"  r={site.rank}", "dim")
-            label.append(f"  {hunks[graph.number, site.index]} hunks", "dim")
+            label.append(f"  {_counted(hunks[graph.number, site.index], 'hunk')}", "dim")
             _branch(branches, path).add(label)
     rejections = [miss for graph in snapshot.graphs for miss in graph.rejections]
     return Group(tree, *_rejections(rejections))
