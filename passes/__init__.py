@@ -89,6 +89,7 @@ class Pipeline:
         scope: ``"adapter"`` or ``"layer"``, as in :func:`insert_gates`.
         disabled: names of the passes to leave out.
         on_pass: called after each pass.
+        findings: what ``find_lora`` said.
         searched: the graph that was searched: the one given, or a copy with its fused joins split.
         gated: what ``insert_gates`` made.
         folded: what ``fold_gates`` left for the backward.
@@ -103,6 +104,7 @@ class Pipeline:
     on_pass: OnPass = _ignore
     held: bool = False
     counts: bool = False
+    findings: Findings = field(default=Findings((), ()), init=False)
     searched: fx.GraphModule | None = field(default=None, init=False)
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
@@ -118,7 +120,7 @@ class Pipeline:
         """
         gm = self.searched = split_joins(gm, Parameters(gm, lifted))
         self.on_pass("split_joins", "dynamo", gm.graph)
-        findings = find_lora(gm, lifted)
+        findings = self.findings = find_lora(gm, lifted)
         log.debug("find_lora: %d sites\n%s", len(findings.sites), findings.describe())
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:

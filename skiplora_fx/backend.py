@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,7 +66,8 @@ def skiplora(
         return compile_with_inductor(gm, example_inputs, inductor)
 
     counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
-    pipeline = Pipeline(config.scope, config.disable_passes, _trace, config.decision == "previous", counts)
+    pipeline = Pipeline(config.scope, config.disable_passes, held=config.decision == "previous", counts=counts)
+    pipeline.on_pass = _watched(pipeline)
     findings = pipeline.rewrite_dynamo(gm)
     root = traced_module(gm)
     if pipeline.gated is None:
@@ -156,8 +158,8 @@ def _with_hooks(inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraCo
         "joint_custom_pre_pass": _Hook(pipeline.rewrite_joint, key),
         "post_grad_custom_pre_pass": _Hook(pipeline.rewrite_backward, key),
     }
-    if pipeline.counts:
-        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache is not counted
+    if pipeline.counts or _DEBUG_DIR in os.environ:
+        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
     return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
 
 
@@ -188,6 +190,18 @@ class _Hook(CustomGraphPass):
 
 
 _SOURCES = (gate.__file__, *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))
+
+
+_DEBUG_DIR = "SKIPLORA_DEBUG_DIR"
+
+
+def _watched(pipeline: Pipeline) -> Callable[[str, str, fx.Graph], None]:
+    """Return what looks on between two passes; nobody pays for recording stages who has not asked for it."""
+    if _DEBUG_DIR not in os.environ and "TORCH_TRACE" not in os.environ:
+        return _trace
+    from .graphdiff.watch import Watch
+
+    return Watch(pipeline, os.environ.get(_DEBUG_DIR), _trace)
 
 
 def _trace(name: str, kind: str, graph: fx.Graph) -> None:

@@ -10,8 +10,8 @@ from .align import Alignment, Pair
 from .records import nodes_in
 
 _HUB = 3
-"""A node that so many changed nodes of one operator read, or are read by, joins no hunks: what hands each site its
-threshold would else make one hunk of all sites."""
+"""A node that so many changed nodes of one operator read, or are read by, joins no hunks, nor does one that takes a
+list of nodes: what hands each site its threshold, or gathers the ratios, would else make one hunk of all sites."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class _Hunks:
     def _is_hub(self, at: int) -> bool:
         changed = [self._pairs[other].node for other in self._neighbours[at] if self._pairs[other].change != "same"]
         alike = Counter(node.target for node in changed).values()
-        return self._pairs[at].node.op in ("placeholder", "output") or max(alike, default=0) >= _HUB
+        node = self._pairs[at].node
+        gathers = any(isinstance(part, list) and len(list(nodes_in(part))) > 1 for part in node.args)
+        return node.op in ("placeholder", "output") or gathers or max(alike, default=0) >= _HUB
 
     def found(self) -> tuple[Hunk, ...]:
         seen: set[int] = set()

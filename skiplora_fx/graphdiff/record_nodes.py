@@ -37,7 +37,7 @@ def record_node(node: fx.Node, name_of: Name, **more: Any) -> NodeRecord:
         tensors=_tensors(value_of(node)),
         module=module_path(node),
         module_type=_class_name(list(stack.values())[-1][1]) if stack else "",
-        source=_portable(source_line(node)),
+        source=portable(source_line(node)),
         origin=_origin(node),
         flops=flops_of(node) if _is_aten(node) else None,
         **more,
@@ -132,6 +132,6 @@ def _without_address(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
-def _portable(source: str) -> str:
+def portable(source: str) -> str:
     """Return a place in the source without the folder that packages are installed in."""
     return re.sub(r"^.*[/\\](site|dist)-packages[/\\]", "", source)

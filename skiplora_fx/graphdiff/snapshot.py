@@ -17,8 +17,9 @@ from ..live_site import Slot
 from ..passes import Pipeline
 from ..passes.liveness import is_gate
 from ..registry import learn_names, name_of
-from ..site import Findings, Rejection
-from .records import GraphRecord, RejectionRecord, SiteRecord, Snapshot
+from ..site import Findings, Rejection, Site
+from .record_nodes import portable
+from .records import GraphRecord, RejectionRecord, SiteRecord, Snapshot, StageRecord
 from .stages import StageRecorder, record_stage, with_sites
 
 
@@ -47,14 +48,14 @@ def take_snapshot(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], co
             f"diff: no graph of {type(model).__name__} has a backward. Does anything in it train, and does its forward "
             "return what depends on that?"
         )
-    versions = {"torch": torch.__version__.partition("+")[0], "skiplora_fx": _own_version()}
-    return Snapshot(type(model).__name__, config.scope, versions, graphs)
+    return Snapshot(type(model).__name__, config.scope, versions(), graphs)
 
 
-def _own_version() -> str:
+def versions() -> dict[str, str]:
+    """Return the versions that a snapshot names."""
     from .. import __version__  # which imports this
 
-    return __version__
+    return {"torch": torch.__version__.partition("+")[0], "skiplora_fx": __version__}
 
 
 @dataclass
@@ -66,30 +67,40 @@ class _Recorded:
     calls: list[tuple[str, ...]]
 
     def record(self, number: int, path: str) -> GraphRecord:
-        names = self.calls[0] if self.calls else tuple(site.name for site in self.findings.sites)
-        sites = tuple(
-            SiteRecord(
-                site.index,
-                name,
-                site.adapter,
-                site.kind,
-                site.rank,
-                site.join.name,
-                site.h.name,
-                site.delta.name,
-                tuple(node.name for node in site.parameters),
-            )
-            for site, name in zip(self.findings.sites, names, strict=True)
-        )
-        rejections = tuple(record_rejection(miss, path) for miss in self.findings.rejections)
-        stages = with_sites(self.recorder.stages, self.findings.sites)
-        return GraphRecord(number, sites, rejections, tuple(self.calls), stages)
+        return record_graph(number, self.findings, self.recorder.stages, self.calls, path)
 
 
-def record_rejection(miss: Rejection, path: str = "") -> RejectionRecord:
-    """Record what is not gated, named from the module at ``path``."""
+def record_graph(
+    number: int,
+    findings: Findings,
+    stages: Sequence[StageRecord],
+    calls: Sequence[tuple[str, ...]] = (),
+    path: str = "",
+) -> GraphRecord:
+    """Record one graph.
+
+    Args:
+        number: of the graph.
+        findings: what the search said of it.
+        stages: so far.
+        calls: for each call the names of its sites, of which the first call's are theirs.
+        path: of the module that was compiled in the model, for the names of what is not gated.
+    """
+    names = calls[0] if calls else [site.name for site in findings.sites]
+    sites = tuple(_site(site, name) for site, name in zip(findings.sites, names, strict=True))
+    rejections = tuple(_rejection(miss, path) for miss in findings.rejections)
+    return GraphRecord(number, sites, rejections, tuple(calls), with_sites(stages, findings.sites))
+
+
+def _site(site: Site, name: str) -> SiteRecord:
+    nodes = (site.join.name, site.h.name, site.delta.name)
+    parameters = tuple(node.name for node in site.parameters)
+    return SiteRecord(site.index, name, site.adapter, site.kind, site.rank, *nodes, parameters=parameters)
+
+
+def _rejection(miss: Rejection, path: str) -> RejectionRecord:
     name = f"{path}.{miss.name}" if path else miss.name
-    return RejectionRecord(name, miss.reason, miss.node, miss.family, miss.source)
+    return RejectionRecord(name, miss.reason, miss.node, miss.family, portable(miss.source))
 
 
 class _Recorder:

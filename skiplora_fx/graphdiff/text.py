@@ -65,7 +65,7 @@ def _argument(argument: Any, name_of: Callable[[str], str]) -> str:
 
 
 def pair_lines(pair: Pair, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the lines of one pair, each with its sign: a space, ``-``, ``+``, or ``~`` for what a region has taken in."""
+    """Yield the lines of one pair, each with its sign: a space, ``-``, ``+``, or ``~`` for what a region took in."""
     if pair.change == "same" or pair.fields == ("region",):
         yield " " if pair.change == "same" else "~", node_line(pair.node, names)
         return
