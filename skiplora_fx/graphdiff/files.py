@@ -202,9 +202,9 @@ def _graph(part: _Fields) -> GraphRecord:
 
 def _site(part: _Fields) -> SiteRecord:
     name, adapter = part.get("name", str, ""), part.get("adapter", str, "")
-    texts = (part.get(key, str, "") for key in ("join", "h", "delta"))
+    join, h, delta = (part.get(key, str, "") for key in ("join", "h", "delta"))
     kind, rank = part.get("kind", str, ""), part.count("rank")
-    return SiteRecord(part.count("index"), name, adapter, kind, rank, *texts, parameters=part.names("parameters"))
+    return SiteRecord(part.count("index"), name, adapter, kind, rank, join, h, delta, part.names("parameters"))
 
 
 def _rejection(part: _Fields) -> RejectionRecord:

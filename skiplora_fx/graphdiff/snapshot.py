@@ -93,9 +93,9 @@ def record_graph(
 
 
 def _site(site: Site, name: str) -> SiteRecord:
-    nodes = (site.join.name, site.h.name, site.delta.name)
+    join, h, delta = (node.name for node in (site.join, site.h, site.delta))
     parameters = tuple(node.name for node in site.parameters)
-    return SiteRecord(site.index, name, site.adapter, site.kind, site.rank, *nodes, parameters=parameters)
+    return SiteRecord(site.index, name, site.adapter, site.kind, site.rank, join, h, delta, parameters)
 
 
 def _rejection(miss: Rejection, path: str) -> RejectionRecord:

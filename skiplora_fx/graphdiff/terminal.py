@@ -65,7 +65,7 @@ def _summary(transition: Transition) -> Text:
 def _operators(operators: Mapping[str, tuple[int, int]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, justify in (("operator", "left"), ("before", "right"), ("after", "right"), ("", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify)
     for name, (before, after) in operators.items():
         style = "green" if after > before else "red"
         table.add_row(_plain(name), str(before), str(after), Text(f"{after - before:+d}", style))

@@ -95,7 +95,7 @@ def unified(alignment: Alignment, labels: tuple[str, str], shown: Collection[str
         return ""
     before = _lines(alignment.before, {}, shown)
     after = _lines(alignment.after, names_after(alignment), shown)
-    lines = difflib.unified_diff(before, after, *map(visible, labels), lineterm="")
+    lines = difflib.unified_diff(before, after, visible(labels[0]), visible(labels[1]), lineterm="")
     return "\n".join(lines)
 
 
