@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Watch:
     """A callback for a :class:`~skiplora_fx.passes.Pipeline` that hands on what the passes do.
 
-    A folder that cannot be written is warned of, and the compile goes on.
+    What goes wrong here is warned of, and the compile goes on.
 
     Args:
         pipeline: whose passes it is.
@@ -34,19 +34,22 @@ class Watch:
         self._folder = DebugDir(Path(folder)) if folder else None
         self._then = then
         self._recorder = StageRecorder(self._see)
+        self._stopped = False
 
     def __call__(self, name: str, kind: str, graph: fx.Graph) -> None:
         self._then(name, kind, graph)
-        self._recorder(name, kind, graph)
+        if self._stopped:
+            return
+        try:
+            self._recorder(name, kind, graph)
+        except Exception as error:  # whatever it is: a look at a training must not end it
+            log.warning("nothing more is recorded of this graph, at %s: %s: %s", name, type(error).__name__, error)
+            self._stopped = True
 
     def _see(self, stage: StageRecord) -> None:
         snapshot = self._snapshot()
         if self._folder is not None:
-            try:
-                self._folder.write(snapshot, stage.name)
-            except OSError as error:
-                log.warning("SKIPLORA_DEBUG_DIR: nothing more is written of this graph: %s", error)
-                self._folder = None
+            self._folder.write(snapshot, stage.name)
         if stage.name in {after for _, after in WITHIN}:
             trace_structured(
                 "artifact",

@@ -60,6 +60,20 @@ def test_every_stage_of_every_compile_is_written(tmp_path: Path, monkeypatch: py
     assert set(links.found) == written
 
 
+def test_sizes_that_vary_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIPLORA_DEBUG_DIR", str(tmp_path))
+    model = two_layers.Two()
+    model.compile(backend="skiplora", dynamic=True, options={"threshold": 0.0})
+    two_layers.step(model)
+    (folder,) = folders(tmp_path)
+    (graph,) = read_snapshot(folder / "snapshot.json").graphs
+    for name in ("captured", "predicated"):
+        stage = graph.stage(name)
+        assert stage is not None
+        sizes = [size for node in stage.nodes for tensor in node.tensors for size in tensor.shape]
+        assert any(isinstance(size, str) for size in sizes)
+
+
 def test_a_folder_that_cannot_be_written_stops_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
