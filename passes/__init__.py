@@ -70,7 +70,11 @@ PIPELINE: tuple[Stage, ...] = (
 """Every pass, in the order in which they run."""
 
 OnPass = Callable[[str, str, fx.Graph], None]
-"""Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph."""
+"""Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph.
+
+It is called before a pass too where what that gets comes from elsewhere: as ``joint`` with the joint graph, as
+``backward`` with the backward, and as ``forward`` with a graph without gates that nothing is done to.
+"""
 
 
 def _ignore(name: str, kind: str, graph: fx.Graph) -> None:
@@ -92,6 +96,7 @@ class Pipeline:
         scope: ``"adapter"`` or ``"layer"``, as in :func:`insert_gates`.
         disabled: names of the passes to leave out.
         on_pass: called after each pass.
+        findings: what ``find_lora`` said.
         searched: the graph that was searched: the one given, or a copy with its fused joins split.
         gated: what ``insert_gates`` made.
         folded: what ``fold_gates`` left for the backward.
@@ -108,6 +113,7 @@ class Pipeline:
     held: bool = False
     counts: bool = False
     on_failure: OnFailure = _raise
+    findings: Findings = field(default=Findings((), ()), init=False)
     searched: fx.GraphModule | None = field(default=None, init=False)
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
@@ -123,7 +129,7 @@ class Pipeline:
         """
         gm = self.searched = split_joins(gm, Parameters(gm, lifted))
         self.on_pass("split_joins", "dynamo", gm.graph)
-        findings = find_lora(gm, lifted)
+        findings = self.findings = find_lora(gm, lifted)
         log.debug("find_lora: %d sites\n%s", len(findings.sites), findings.describe())
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
@@ -136,6 +142,7 @@ class Pipeline:
         """Fold the gates of a joint graph; any other graph, one that ``apply`` has gated too, is left as it is."""
         if self.gated is None or "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
             return
+        self.on_pass("joint", "joint", graph)
         self.folded = fold_gates(graph, self.gated.gates, self.inputs)
         log.debug("fold_gates: %d gates, %d with a backward", len(self.folded.forward), len(self.folded.backward))
         self.on_pass("fold_gates", "joint", graph)
@@ -145,6 +152,7 @@ class Pipeline:
         if self.folded is not None:
             check_consumed(graph, self.folded)
         if self.gated is None or not any(map(is_gate, graph.nodes)):
+            self.on_pass("forward", "forward", graph)
             return
         self.on_pass("backward", "backward", graph)
         try:

@@ -267,10 +267,10 @@ class _Search:
 
 
 def _rejection(name: str, reason: str, node: fx.Node, family: str) -> Rejection:
-    return Rejection(name, reason, node.name, family, _source_line(node))
+    return Rejection(name, reason, node.name, family, source_line(node))
 
 
-def _source_line(node: fx.Node) -> str:
+def source_line(node: fx.Node) -> str:
     """Return the line of the model's source that a node was traced from, as ``file:line, code``, or nothing."""
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     places = [position for position, line in enumerate(lines) if line.strip().startswith("File ")]

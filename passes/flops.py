@@ -91,13 +91,19 @@ def flops(graph: fx.Graph, analysis: Liveness) -> Flops:
     for node in graph.nodes:
         if node.op != "call_function" or is_gate(node):
             continue
-        formula = _formula(node)
-        if formula is not None:
-            by_condition[analysis.live[node]] += _count(formula, node)
+        count = flops_of(node)
+        if count is not None:
+            by_condition[analysis.live[node]] += count
         elif not _is_cheap(node):
             uncounted[operators.name_of(node)] += 1
     table, roots = flatten(list(by_condition))
     return Flops(table, roots, tuple(by_condition.values()), dict(uncounted.most_common()))
+
+
+def flops_of(node: fx.Node) -> int | None:
+    """Return the FLOPs of one node of an aten-level graph, or None if no formula covers its operator."""
+    formula = _formula(node) if node.op == "call_function" else None
+    return None if formula is None else _count(formula, node)
 
 
 def _formula(node: fx.Node) -> Any:

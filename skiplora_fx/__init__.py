@@ -11,6 +11,7 @@ from .config import SkipLoraConfig
 from .errors import ConfigError, FileError, InternalError, SkipLoraError, UsageError
 from .explain import Explanation, explain
 from .failures import FallbackWarning
+from .graphdiff import GraphDiff, diff
 from .live import set_threshold, sites
 from .live_site import SiteState
 from .nothing_found import NoLoRAWarning
@@ -21,6 +22,7 @@ __all__ = [
     "Explanation",
     "FallbackWarning",
     "FileError",
+    "GraphDiff",
     "InternalError",
     "NoLoRAWarning",
     "SiteState",
@@ -29,6 +31,7 @@ __all__ = [
     "UsageError",
     "apply",
     "attach",
+    "diff",
     "explain",
     "policy",
     "report",

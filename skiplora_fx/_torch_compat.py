@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,6 +34,7 @@ __all__ = [
     "CustomGraphPass",
     "FakeTensor",
     "LazyGraphModule",
+    "Parts",
     "capture_graphs",
     "compile_ahead",
     "compile_cache_dir",
@@ -377,17 +378,24 @@ def _user_place(stack: Sequence[Any]) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
+class Parts(NamedTuple):
+    """A joint graph, partitioned."""
+
+    forward: fx.Graph
+    backward: fx.Graph
+
+
 def compile_ahead(
     gm: fx.GraphModule,
     inputs: Sequence[Any],
-    on_partition: Callable[[fx.Graph, Callable[[], fx.Graph]], None],
+    on_partition: Callable[[fx.Graph, Callable[[], Parts]], None],
 ) -> Callable[..., Any]:
     """Trace a Dynamo graph as Inductor does, as far as the partitioned backward; generate no code.
 
     Args:
         gm: a forward.
         inputs: what it was captured with.
-        on_partition: called with the joint graph, and a function that partitions it and returns the backward.
+        on_partition: called with the joint graph, and a function that partitions it.
 
     Returns:
         The forward, run operator by operator.
@@ -400,12 +408,12 @@ def compile_ahead(
     def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> Any:
         parts: list[Any] = []
 
-        def backward() -> fx.Graph:
+        def cut() -> Parts:
             joint.recompile()
             parts.extend(min_cut_rematerialization_partition(joint, joint_inputs, compiler="inductor", **kwargs))
-            return cast(fx.Graph, parts[1].graph)
+            return Parts(parts[0].graph, parts[1].graph)
 
-        on_partition(joint.graph, backward)
+        on_partition(joint.graph, cut)
         return tuple(parts)
 
     def run_as_it_is(graph: fx.GraphModule, graph_inputs: Sequence[Any]) -> Callable[..., Any]:

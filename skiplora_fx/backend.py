@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._torch_compat import compile_with_inductor, mode_options, static_fake, trace_structured, traced_module
+from ._torch_compat import compile_with_inductor, mode_options, static_fake, traced_module
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
@@ -26,6 +26,7 @@ from .policy import make_policy, needs
 from .registry import learn_home, name_of
 from .runtime import GatedGraph, TrainingWithoutAutograd
 from .site import Findings
+from .watching import watched
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def _compile_gated(
 ) -> Callable[..., Any]:
     counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
     held = config.decision == "previous"
-    pipeline = Pipeline(config.scope, config.disable_passes, _trace, held, counts, failures.tolerate)
+    pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
+    pipeline.on_pass = watched(pipeline)
     root = traced_module(gm)
     with failures.noted("find_lora or insert_gates"):
         findings = pipeline.rewrite_dynamo(gm)
@@ -155,12 +157,3 @@ def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None
     if root is not None:
         _warned.add(root)
     warnings.warn(nothing_found(findings), NoLoRAWarning, stacklevel=2)
-
-
-def _trace(name: str, kind: str, graph: fx.Graph) -> None:
-    """Leave each graph where tlparse finds it; costs nothing unless TORCH_TRACE is set."""
-    trace_structured(
-        "artifact",
-        metadata_fn=lambda: {"name": f"skiplora_{kind}_after_{name}", "encoding": "string"},
-        payload_fn=lambda: str(graph),
-    )

@@ -32,15 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("env", help="versions, and whether torch finds the backend: put this into a bug report")
     commands.add_parser("passes", help="the passes, in order, and why each stands where it does")
     _add_explain(commands)
+    _add_diff(commands)
     _add_plot(commands)
     arguments = parser.parse_args(argv)
     try:
         with _quiet():
-            text = _COMMANDS[arguments.command](arguments)
+            if arguments.command == "diff":
+                return _diff(arguments)
+            print(_COMMANDS[arguments.command](arguments))
     except SkipLoraError as error:
         print(f"skiplora {arguments.command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, FileError) else 1
-    print(text)
+        return 2 if arguments.command == "diff" or isinstance(error, FileError) else 1
     return 0
 
 
@@ -70,21 +72,41 @@ def _add_explain(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     explain.add_argument("model", help="id on the Hub, or a folder with a config.json")
-    explain.add_argument("--r", type=_count, default=16, help="rank of the adapters")
-    explain.add_argument(
+    _add_model_arguments(explain)
+    explain.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_diff(commands: Any) -> None:
+    from .graphdiff.command import add_arguments
+
+    diff = commands.add_parser(
+        "diff",
+        help="what the passes do to a model's graphs, stage by stage, or how two snapshots differ",
+        description="Builds a model as explain does and shows what the passes do to its graphs, stage by stage; or "
+        "compares two snapshots that --json wrote, whatever their nodes are called. Exit status: 0 nothing differs, "
+        "1 something does, 2 an error.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_arguments(diff)
+    _add_model_arguments(diff)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what describes a model with adapters, beside its name."""
+    parser.add_argument("--r", type=_count, default=16, help="rank of the adapters")
+    parser.add_argument(
         "--target-modules",
         nargs="+",
         default=[],
         metavar="NAME",
         help="modules to adapt, or all-linear; without it those that PEFT adapts in such a model",
     )
-    explain.add_argument("--layers", type=_count, help="number of layers, instead of the model's own")
-    explain.add_argument("--batch", type=_count, default=1, help="sequences, or images, in a batch")
-    explain.add_argument("--length", type=_count, default=512, help="tokens in a sequence")
-    explain.add_argument("--dtype", default="bfloat16", help="of the frozen weights")
-    explain.add_argument("--scope", choices=("adapter", "layer"), default="adapter", help="what a shut gate detaches")
-    explain.add_argument("--device", default="meta", help="cpu or cuda for a model that cannot be traced on meta")
-    explain.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--layers", type=_count, help="number of layers, instead of the model's own")
+    parser.add_argument("--batch", type=_count, default=1, help="sequences, or images, in a batch")
+    parser.add_argument("--length", type=_count, default=512, help="tokens in a sequence")
+    parser.add_argument("--dtype", default="bfloat16", help="of the frozen weights")
+    parser.add_argument("--scope", choices=("adapter", "layer"), default="adapter", help="what a shut gate detaches")
+    parser.add_argument("--device", default="meta", help="cpu or cuda for a model that cannot be traced on meta")
 
 
 def _add_plot(commands: Any) -> None:
@@ -118,11 +140,24 @@ def _count(text: str) -> int:
 
 def _explain(arguments: argparse.Namespace) -> str:
     from .explain import explain
+
+    model, batch = _lora_model(arguments, arguments.model)
+    found = explain(model, **batch, options={"scope": arguments.scope})
+    return found.to_json() if arguments.json else str(found)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from .graphdiff.command import run
+
+    return run(arguments, lambda source: _lora_model(arguments, source))
+
+
+def _lora_model(arguments: argparse.Namespace, source: str) -> tuple[Any, dict[str, Any]]:
     from .integrations.peft_model import LoRAModel, build_lora_model
 
-    model, batch = build_lora_model(
+    return build_lora_model(
         LoRAModel(
-            source=arguments.model,
+            source=source,
             rank=arguments.r,
             targets=arguments.target_modules,
             batch=arguments.batch,
@@ -132,8 +167,6 @@ def _explain(arguments: argparse.Namespace) -> str:
             layers=arguments.layers,
         )
     )
-    found = explain(model, **batch, options={"scope": arguments.scope})
-    return found.to_json() if arguments.json else str(found)
 
 
 def _environment() -> str:

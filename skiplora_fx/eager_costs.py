@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from ._torch_compat import compile_ahead, static_fake
+from ._torch_compat import Parts, compile_ahead, static_fake
 from .passes import Pipeline
 from .passes.copying import GraphCopy
 from .passes.dataflow import value_of
@@ -30,9 +30,9 @@ def eager_costs(pipeline: Pipeline) -> Flops | None:
     inputs = [value_of(node) for node in gm.graph.find_nodes(op="placeholder")[:-1]]
     thresholds = static_fake(torch.zeros(len(pipeline.gated.sites)), inputs)
 
-    def partitioned(joint: fx.Graph, backward: Callable[[], fx.Graph]) -> None:
+    def partitioned(joint: fx.Graph, cut: Callable[[], Parts]) -> None:
         pipeline.rewrite_joint(joint)
-        pipeline.rewrite_backward(backward())
+        pipeline.rewrite_backward(cut().backward)
 
     compile_ahead(gm, [*inputs, thresholds], partitioned)
     return pipeline.flops

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ._torch_compat import capture_graphs, compile_ahead, static_fake, traced_module, unwrap_compiled
+from ._torch_compat import Parts, compile_ahead, static_fake, traced_module
 from .best_cases import best_cases, share_left_out
+from .capturing import capture, device_of_what_trains, module_of
 from .config import SkipLoraConfig
 from .costs import ModelCosts
-from .errors import UsageError, compiler_error, reason_of
 from .explain_text import explanation_text
 from .live_site import Slot
 from .passes import Pipeline, find_regions, liveness
@@ -146,35 +146,11 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
         ConfigError: an option is unknown or out of range.
     """
     config = SkipLoraConfig.from_options(options)
-    model = _module_of(model)
+    model = module_of(model, "explain")
     learn_names(model)
     recorder = _Recorder(config.scope, model)
-    _capture(model, recorder, args, kwargs)
+    capture(model, recorder, args, kwargs, recorder.note_break, "explain(model, *args, **kwargs)")
     return recorder.explanation(config)
-
-
-def _module_of(model: Any) -> nn.Module:
-    if isinstance(model, torch.export.ExportedProgram):
-        return model.module()
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"explain needs a model, a torch.nn.Module, got {type(model).__name__}")
-    return unwrap_compiled(model)
-
-
-def _capture(model: nn.Module, recorder: _Recorder, args: Any, kwargs: Any) -> None:
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
-            capture_graphs(model, recorder, args, kwargs, recorder.note_break)
-    except Exception as error:
-        name, reason = type(model).__name__, reason_of(error)
-        if compiler_error(error) is not None:
-            raise UsageError(
-                f"explain: torch.compile fails on {name}, whatever is done with its gates: {reason}."
-            ) from error
-        raise UsageError(
-            f"explain: {name} does not run on these inputs: {reason}. Call explain(model, *args, **kwargs) with what "
-            "the model is called with in training, labels included."
-        ) from error
 
 
 @dataclass
@@ -318,9 +294,9 @@ class _Recorder:
     ) -> Callable[..., Any]:
         sites = len(recorded.findings.sites)
 
-        def partitioned(joint: fx.Graph, backward: Callable[[], fx.Graph]) -> None:
+        def partitioned(joint: fx.Graph, cut: Callable[[], Parts]) -> None:
             pipeline.rewrite_joint(joint)
-            graph = backward()
+            graph = cut().backward
             if pipeline.gated is None:
                 _take_gates_away(graph)
             analysis = liveness(graph, sites)
@@ -334,13 +310,9 @@ class _Recorder:
 
         if pipeline.gated is None:
             return compile_ahead(gm, inputs, partitioned)
-        thresholds = torch.zeros(sites, device=_device(inputs))
+        thresholds = torch.zeros(sites, device=device_of_what_trains(inputs))
         compiled = compile_ahead(pipeline.gated.gm, [*inputs, static_fake(thresholds, inputs)], partitioned)
         return lambda *args: list(compiled(*args, thresholds))[:-2]
-
-
-def _device(inputs: Sequence[Any]) -> torch.device:
-    return next(value.device for value in inputs if isinstance(value, Tensor) and value.requires_grad)
 
 
 def _is_product(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ._torch_compat import CustomGraphPass, get_hash_for_files, global_inductor_
 from .config import SkipLoraConfig
 from .failures import Failures
 from .passes import Pipeline
+from .watching import DEBUG_DIR
 
 
 def with_hooks(
@@ -25,8 +27,8 @@ def with_hooks(
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", pipeline.rewrite_backward), key),
     }
-    if pipeline.counts:
-        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache is not counted
+    if pipeline.counts or DEBUG_DIR in os.environ:
+        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
     return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
 
 

@@ -1,0 +1,96 @@
+"""``skiplora diff``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .files import read_snapshot
+from .graph_diff import GraphDiff, compare, diff, stages_of
+
+Build = Callable[[str], tuple[Any, dict[str, Any]]]
+"""Returns, for the name of a model, the model and what it is called with."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``skiplora diff`` takes beside what describes a model."""
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="id on the Hub, or a folder with a config.json; or one snapshot, or two to compare: .json files",
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="write JSON to a file, or print it, instead of text"
+    )
+    parser.add_argument("--text", action="store_true", help="print a unified diff, as where the output is no terminal")
+    parser.add_argument("--only-changed", action="store_true", help="leave out comparisons that find no difference")
+    parser.add_argument("--site", default="", metavar="GLOB", help="only what belongs to sites whose names match")
+    parser.add_argument("--stage", default="", metavar="NAME", help="only comparisons with this stage")
+
+
+def run(arguments: argparse.Namespace, build: Build) -> int:
+    """Print or write what was asked for; return 0 if nothing differs, else 1.
+
+    Raises:
+        SkipLoraError: a file cannot be read, or a model cannot be built or traced.
+    """
+    whole = _find(arguments, build)
+    found = whole.only(stage=arguments.stage, site=arguments.site, changed=arguments.only_changed)
+    try:
+        if arguments.json:
+            _write(found.to_json(), arguments.json)
+        else:
+            _print(found, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has read enough; Python would complain at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(found.changed)
+
+
+def _find(arguments: argparse.Namespace, build: Build) -> GraphDiff:
+    names = arguments.models
+    if len(names) > 2:
+        raise UsageError(f"{len(names)} arguments, but one model, one snapshot or two snapshots can be shown")
+    if all(name.endswith(".json") for name in names):
+        snapshots = [read_snapshot(name) for name in names]
+        return compare(*snapshots) if len(snapshots) == 2 else stages_of(snapshots[0])
+    if len(names) == 2:
+        raise UsageError(
+            f"{names[0]!r} and {names[1]!r} are not both .json files. Write a snapshot of each model with "
+            "skiplora diff MODEL --json FILE.json, and compare those."
+        )
+    model, inputs = build(names[0])
+    return diff(model, kwargs=inputs, scope=arguments.scope)
+
+
+def _write(text: str, target: str) -> None:
+    if target == "-":
+        print(text)
+        return
+    try:
+        Path(target).write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error}") from error
+
+
+def _print(found: GraphDiff, arguments: argparse.Namespace) -> None:
+    if arguments.text or not sys.stdout.isatty():
+        text = found.text(arguments.site)
+        if text:
+            print(text)
+        return
+    try:
+        from rich.console import Console
+
+        from .terminal import print_diff
+    except ImportError as error:
+        raise UsageError(
+            f'{error.name} is not installed, and colours need it: pip install "skiplora-fx[diff]", or give --text'
+        ) from error
+    print_diff(found, Console(), arguments.site)
