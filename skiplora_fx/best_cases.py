@@ -58,8 +58,8 @@ def share_left_out(decisions: Sequence[Sequence[bool]], costs: Costs) -> float:
 
 @singledispatch
 def _decisions(policy: Policy, sites: Sequence[SiteHistory], costs: Costs) -> list[list[bool]]:
-    """Return what a policy decides in each of some steps, True where a gate is open."""
-    return [_decided(policy, sites, costs, step) for step in range(_STEPS)]
+    """Return what a policy decides in each of some steps, True where a gate is open; in the first it may only look."""
+    return [_decided(policy, sites, costs, step) for step in range(_STEPS + 1)][1:]
 
 
 def _decided(policy: Policy, sites: Sequence[SiteHistory], costs: Costs, step: int) -> list[bool]:
