@@ -89,9 +89,7 @@ ARMS: Mapping[str, Arm] = {
     "threshold-layer": Arm(
         "M < τ, whole layers", lambda plan: Threshold(), scope="layer", decision="current", probe_every=20
     ),
-    "quantile": Arm(
-        "each site in half of the steps", lambda plan: Quantile(share=0.5, window=32), decision="current"
-    ),
+    "quantile": Arm("each site in half of the steps", lambda plan: Quantile(share=0.5, window=32), decision="current"),
     "prefix": Arm("the depth is drawn by M", lambda plan: Prefix(share=0.45, seed=plan.seed)),
     "budget": Arm("60 % of the backward's FLOPs", lambda plan: Budget(target=0.6, every=25)),
     "progressive": Arm(
@@ -99,15 +97,9 @@ ARMS: Mapping[str, Arm] = {
         lambda plan: Progressive(window=max(plan.steps // 12, 2), bound=0.3, reopen=1.0, deepest=0.84),
     ),
     "multirate": Arm("the lower half in each 4th step", lambda plan: Multirate(share=0.5, every=4)),
-    "micro": Arm(
-        "the lower half in one of 4 micro-batches", lambda plan: Stairs(depths=(0, 3, 3, 3)), micro=4
-    ),
-    "stairs": Arm(
-        "4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4
-    ),
-    "grow": Arm(
-        "the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)
-    ),
+    "micro": Arm("the lower half in one of 4 micro-batches", lambda plan: Stairs(depths=(0, 3, 3, 3)), micro=4),
+    "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4),
+    "grow": Arm("the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)),
     "open": Arm(
         "starts truncated, opens downwards",
         lambda plan: Schedule(_DEPTHS, 0, 0, plan.steps),

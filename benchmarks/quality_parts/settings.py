@@ -21,11 +21,11 @@ class Settings:
         device: where it runs.
     """
 
-    steps: int = 100
+    steps: int = 90
     batch: int = 8
     tokens: int = 64
-    test_rows: int = 800
-    learning_rate: float = 1e-3
+    test_rows: int = 500
+    learning_rate: float = 2e-3
     warmup: float = 0.1
     rank: int = 8
     threshold: float = 0.05

@@ -114,7 +114,13 @@ def mrpc(folder: Path, model_name: str, settings: Settings) -> Task:
         return tuple(column.to(settings.device) for column in columns)
 
     model = with_lora(base, TaskType.SEQ_CLS, settings)
-    return Task("mrpc", Loss(model), rows("train.tsv", None), rows("test.tsv", settings.test_rows))
+    return Task("mrpc", Loss(model), rows("train.tsv", None), _by_length(rows("test.tsv", settings.test_rows)))
+
+
+def _by_length(rows: Rows) -> Rows:
+    """Return the rows in the order of their length, so that batches of them have little padding."""
+    order = rows[1].sum(1).argsort(stable=True)
+    return tuple(column[order] for column in rows)
 
 
 def with_lora(base: nn.Module, kind: TaskType, settings: Settings) -> nn.Module:

@@ -75,14 +75,14 @@ class Trainer:
         masks, losses = MaskLog(), []
         for _, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
             optimizer.zero_grad(set_to_none=True)
-            opened = [0] * len(skiplora_fx.sites(gated))
+            opened: list[int] = []
             losses.append(0.0)
             for part in _parts(batch, arm.micro):
                 loss = gated(*part) / arm.micro
                 loss.backward()
                 losses[-1] += float(loss.detach())
                 sites = skiplora_fx.sites(gated)
-                opened = [0] * len(sites) if not opened else opened
+                opened = opened or [0] * len(sites)
                 mask = [not site.skipped for site in sites]
                 opened = [count + is_open for count, is_open in zip(opened, mask, strict=True)]
                 masks.add(mask)
