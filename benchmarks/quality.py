@@ -24,11 +24,11 @@ from quality_parts.arms import ARMS
 from quality_parts.report import report
 from quality_parts.settings import Settings
 from quality_parts.store import Store
-from quality_parts.tasks import mrpc
+from quality_parts.tasks import instruct, mrpc
 from quality_parts.timing import time_masks
 from quality_parts.training import Trainer
 
-TASKS = {"mrpc": mrpc}
+TASKS = {"mrpc": mrpc, "instruct": instruct}
 PHASES = ("train", "time", "report")
 
 

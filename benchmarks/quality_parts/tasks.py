@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from .settings import Settings
 
@@ -19,20 +22,34 @@ Rows = tuple[Tensor, ...]
 """Tensors of as many rows each, in the order in which :class:`Loss` takes them."""
 
 
+IGNORED = -100
+"""The label of what is not to be predicted."""
+
+
 class Loss(nn.Module):
     """A model as a function of tensors alone, which an exported graph has to be.
 
     Attributes:
         model: gives ``loss`` and ``logits``.
+        causal: whether it predicts each next token, and so needs no mask for padding at the end.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, causal: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.causal = causal
 
     def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
-        return self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return self.model(input_ids=ids, attention_mask=None if self.causal else mask, labels=labels).loss
+
+    def predictions(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a row of logits for each label that is to be predicted, and those labels."""
+        logits = self.model(input_ids=ids, attention_mask=None if self.causal else mask).logits
+        if self.causal:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        wanted = labels != IGNORED
+        return logits[wanted], labels[wanted]
 
 
 @dataclass(frozen=True)
@@ -75,16 +92,18 @@ class Task:
 
     @torch.no_grad()
     def judge(self, size: int = 32) -> dict[str, float]:
-        """Return ``accuracy``, in percent, and ``loss`` on the test rows."""
-        right, loss = 0, 0.0
+        """Return ``accuracy``, in percent, and ``loss`` on the test rows; of a language model, of their tokens."""
+        right = count = 0
+        loss = 0.0
         for start in range(0, len(self.test[0]), size):
             ids, mask, labels = (column[start : start + size] for column in self.test)
             used = int(mask.sum(1).max())  # what is padding in all rows need not be computed
-            found = self.loss.model(input_ids=ids[:, :used], attention_mask=mask[:, :used], labels=labels)
-            right += int((found.logits.argmax(-1) == labels).sum())
-            loss += float(found.loss) * len(labels)
-        rows = len(self.test[0])
-        return {"accuracy": 100 * right / rows, "loss": loss / rows}
+            labels = labels[:, :used] if labels.dim() > 1 else labels
+            logits, wanted = self.loss.predictions(ids[:, :used], mask[:, :used], labels)
+            right += int((logits.argmax(-1) == wanted).sum())
+            loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+            count += len(wanted)
+        return {"accuracy": 100 * right / count, "loss": loss / count}
 
 
 def mrpc(folder: Path, model_name: str, settings: Settings) -> Task:
@@ -115,6 +134,39 @@ def mrpc(folder: Path, model_name: str, settings: Settings) -> Task:
 
     model = with_lora(base, TaskType.SEQ_CLS, settings)
     return Task("mrpc", Loss(model), rows("train.tsv", None), _by_length(rows("test.tsv", settings.test_rows)))
+
+
+def instruct(folder: Path, model_name: str, settings: Settings) -> Task:
+    """Return word problems to be answered in words, with a language model; a part of them is held out.
+
+    Args:
+        folder: holds ``math_train.json``, a list of objects with ``instruction`` and ``output``.
+        model_name: a name on the Hub, or a folder such as ``pretrain_llama.py`` writes.
+        settings: how rows are cut and what adapters are like.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    base = AutoModelForCausalLM.from_pretrained(model_name)
+    told = json.loads((folder / "math_train.json").read_text())
+    columns = _columns([_answered(tokenizer, row, settings.tokens) for row in told], tokenizer.eos_token_id, settings)
+    train = tuple(column[: -settings.test_rows] for column in columns)
+    test = tuple(column[-settings.test_rows :] for column in columns)
+    return Task("instruct", Loss(with_lora(base, TaskType.CAUSAL_LM, settings), causal=True), train, _by_length(test))
+
+
+def _answered(tokenizer: Any, row: dict[str, str], tokens: int) -> tuple[list[int], list[int]]:
+    """Return tokens of a question and its answer, and labels for the answer's. Of both the first ones are kept."""
+    question = tokenizer(row["instruction"])["input_ids"][: tokens // 2]
+    answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id][: tokens - len(question)]
+    return question + answer, [IGNORED] * len(question) + answer
+
+
+def _columns(rows: list[tuple[list[int], list[int]]], padding: int, settings: Settings) -> Rows:
+    def column(values: list[list[int]], fill: int) -> Tensor:
+        padded = [value + [fill] * (settings.tokens - len(value)) for value in values]
+        return torch.tensor(padded, device=settings.device)
+
+    ids, labels = ([row[place] for row in rows] for place in (0, 1))
+    return column(ids, padding), column([[1] * len(row) for row in ids], 0), column(labels, IGNORED)
 
 
 def _by_length(rows: Rows) -> Rows:
