@@ -98,6 +98,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "multirate": Arm("the lower half in each 4th step", lambda plan: Multirate(share=0.5, every=4)),
     "micro": Arm("the lower half in one of 4 micro-batches", lambda plan: Stairs(depths=(0, 3, 3, 3)), micro=4),
+    "halves": Arm("all but the top block in one of 2 micro-batches", lambda plan: Stairs(depths=(0, _DEPTHS)), micro=2),
     "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4),
     "grow": Arm("the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)),
     "open": Arm(
@@ -111,4 +112,4 @@ ARMS: Mapping[str, Arm] = {
         drift=0.5,
     ),
 }
-"""Every arm, by name. The last six are trials."""
+"""Every arm, by name. The last seven are trials."""
