@@ -6,7 +6,7 @@ import pytest
 import torch
 from quality_parts.arms import ARMS, Arm
 from quality_parts.timing import MOST_MASKS, Sample, chosen_masks, summary
-from quality_parts.training import Drift, Run, Trainer
+from quality_parts.training import Drift, Run, Trainer, _rate
 from quality_parts.trials import Schedule, Stairs
 from quality_task import SETTINGS, tiny_task
 
@@ -39,6 +39,7 @@ def _depths(run: Run) -> list[int]:
         ("micro", [0] * 9 + [3, 3, 3] + [0, 3, 3, 3] * 5),
         ("stairs", [0] * 9 + [2, 3, 5] + [0, 2, 3, 5] * 5),
         ("grow", [0, 0, 0, 1, 2, 3, 4, 5]),
+        ("freezeout", [0, 0, 0, 1, 2, 3, 4, 5]),
         ("open", [5, 5, 4, 3, 2, 2, 1, 0]),
     ],
 )
@@ -78,6 +79,16 @@ def test_a_schedule_moves_by_equal_stages() -> None:
 
     assert depths(Schedule(0, 3, begin=2, steps=10)) == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert depths(Schedule(3, 0, begin=2, steps=10)) == [3, 3, 3, 3, 2, 2, 1, 1, 0, 0]
+
+
+def test_a_block_is_trained_until_the_depth_reaches_it() -> None:
+    policy = Schedule(0, 3, begin=2, steps=10)
+    assert [policy.trained_until(block) for block in range(4)] == [4, 6, 8, 10]
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.5), (1, 1.0), (2, 1.0), (4, 0.5), (6, 0.0), (7, 0.0)])
+def test_a_learning_rate_falls_to_nothing_at_its_end(step: int, share: float) -> None:
+    assert _rate(step, warmup=2, end=6) == share
 
 
 def test_stairs_take_turns() -> None:

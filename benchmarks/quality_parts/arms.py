@@ -50,6 +50,8 @@ class Arm:
         micro: micro-batches in a step. If more than one, gates decide for each, and a site's gradient is scaled such
             that its expectation is that of the whole batch.
         gated_warmup: whether the gates are all open in the warm-up.
+        anneals: whether each block's learning rate falls to 0 at the step at which a growing depth reaches it
+            (FreezeOut, Brock et al. 2017); of an arm whose policy is a :class:`Schedule`.
         drift: share of their last mean update by which parameters move in a step in which they rest.
     """
 
@@ -61,6 +63,7 @@ class Arm:
     micro: int = 1
     gated_warmup: bool = True
     drift: float = 0.0
+    anneals: bool = False
 
     def options(self, plan: Plan, settings: Settings) -> dict[str, Any]:
         """Return the options of ``skiplora_fx.apply``."""
@@ -101,6 +104,11 @@ ARMS: Mapping[str, Arm] = {
     "halves": Arm("all but the top block in one of 2 micro-batches", lambda plan: Stairs(depths=(0, _DEPTHS)), micro=2),
     "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4),
     "grow": Arm("the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)),
+    "freezeout": Arm(
+        "the same, and each block's learning rate falls to 0 before it rests",
+        lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps),
+        anneals=True,
+    ),
     "open": Arm(
         "starts truncated, opens downwards",
         lambda plan: Schedule(_DEPTHS, 0, 0, plan.steps),
@@ -112,4 +120,4 @@ ARMS: Mapping[str, Arm] = {
         drift=0.5,
     ),
 }
-"""Every arm, by name. The last seven are trials."""
+"""Every arm, by name. The last eight are trials."""

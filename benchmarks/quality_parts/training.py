@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,11 +67,18 @@ class Trainer:
         steps = round(length * settings.steps)
         plan = Plan(steps, max(1, round(settings.warmup * steps)), seed)
         task.reset(seed)
-        gated = skiplora_fx.apply(self._program(settings.batch // arm.micro), **arm.options(plan, settings))
-        optimizer = torch.optim.AdamW(task.trained(), lr=settings.learning_rate, weight_decay=0.0)
+        options = arm.options(plan, settings)
+        gated = skiplora_fx.apply(self._program(settings.batch // arm.micro), **options)
+        groups = _by_block(task.loss) if arm.anneals else {None: task.trained()}
+        optimizer = torch.optim.AdamW(
+            [{"params": group} for group in groups.values()], lr=settings.learning_rate, weight_decay=0.0
+        )
         if arm.micro == 1:
             skiplora_fx.attach(gated, optimizer)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
+        ends = [steps if block is None else options["policy"].trained_until(block) for block in groups]
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [partial(_rate, warmup=plan.warmup, end=end) for end in ends]
+        )
         drift = Drift(task.trained(), arm.drift)
         masks, losses = MaskLog(), []
         for _, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
@@ -159,10 +167,21 @@ class Drift:
                 parameter += self._share * self._updates[parameter]
 
 
-def _rate(step: int, plan: Plan) -> float:
-    if step < plan.warmup:
-        return (step + 1) / plan.warmup
-    return (plan.steps - step) / (plan.steps - plan.warmup)
+def _rate(step: int, warmup: int, end: int) -> float:
+    """Return the share of the learning rate: up in the warm-up, then linearly down to 0 at ``end``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(end - step, 0) / (end - warmup)
+
+
+def _by_block(model: nn.Module) -> dict[int | None, list[nn.Parameter]]:
+    """Return what trains, by the number of its repeated layer; by None what lies in none."""
+    groups: dict[int | None, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            numbers = [int(part) for part in name.split(".") if part.isdecimal()]
+            groups.setdefault(numbers[0] if numbers else None, []).append(parameter)
+    return groups
 
 
 def _parts(batch: Rows, parts: int) -> list[Rows]:

@@ -29,10 +29,18 @@ class Schedule(Policy):
     def decide(self, observation: Observation) -> list[float]:
         """Shut the blocks below the depth that the schedule has reached."""
         done = min(max(observation.step - self.begin, 0) / max(self.steps - self.begin, 1), 1.0)
-        stages = abs(self.last - self.first) + 1
-        moved = min(math.floor(done * stages), stages - 1)
+        moved = min(math.floor(done * self._stages()), self._stages() - 1)
         depth = self.first + (moved if self.last > self.first else -moved)
         return observation.with_blocks([block >= depth for block in range(len(observation.blocks()))])
+
+    def trained_until(self, block: int) -> int:
+        """Return the step at which a depth that grows reaches ``block``, and it is trained no more."""
+        if block >= self.last:
+            return self.steps
+        return math.ceil(self.begin + (self.steps - self.begin) * (block - self.first + 1) / self._stages())
+
+    def _stages(self) -> int:
+        return abs(self.last - self.first) + 1
 
 
 @dataclass(eq=False)
