@@ -19,9 +19,6 @@ class Estimate:
     mean: float
     error: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.error:.2g}"
-
 
 @dataclass(frozen=True)
 class Point:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
 from .arms import ARMS
-from .curves import SCORES, Point, points, verdict
+from .curves import SCORES, Estimate, Point, points, verdict
 from .store import Store
 
 _HEADERS = [
@@ -47,12 +48,19 @@ def _cells(point: Point) -> list[str]:
         f"{100 * point.shut:.0f} %",
         f"{point.backward:.2f}",
         f"{point.time:.2f}",
-        f"{point.scores['accuracy'].mean:.1f} ± {point.scores['accuracy'].error:.1f}",
-        f"{point.scores['loss'].mean:.3f} ± {point.scores['loss'].error:.3f}",
-        "" if is_full else f"{point.gains['accuracy'].mean:+.1f} ± {point.gains['accuracy'].error:.1f}",
-        "" if is_full else f"{point.gains['loss'].mean:+.3f} ± {point.gains['loss'].error:.3f}",
+        _said(point.scores["accuracy"], ".1f"),
+        _said(point.scores["loss"], ".3f"),
+        _said(point.gains["accuracy"], "+.1f"),
+        _said(point.gains["loss"], "+.3f"),
         "" if is_full else verdict(point.gains["loss"]),
     ]
+
+
+def _said(value: Estimate, form: str) -> str:
+    if math.isnan(value.mean):
+        return ""
+    error = "" if math.isnan(value.error) else f" ± {value.error:{form.lstrip('+')}}"
+    return f"{value.mean:{form}}{error}"
 
 
 def draw(found: Sequence[Point], path: Path) -> None:
