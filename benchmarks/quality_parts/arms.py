@@ -105,7 +105,7 @@ ARMS: Mapping[str, Arm] = {
     "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4),
     "grow": Arm("the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)),
     "freezeout": Arm(
-        "the same, and each block's learning rate falls to 0 before it rests",
+        "the depth grows; each block's learning rate falls to 0 before it rests",
         lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps),
         anneals=True,
     ),
