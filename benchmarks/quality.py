@@ -1,0 +1,85 @@
+"""Does it pay? The score of each way to skip, against the time that it takes.
+
+Two things are measured apart. Runs of training give each arm's score against its steps; they are eager, with the gates
+of ``skiplora_fx.apply``, and may run beside other work. Then the decisions that were made in them are timed, compiled,
+in one process and interleaved with full LoRA under Inductor, which makes steps into time. An arm is judged against full
+LoRA trained for as much time, which means for fewer steps.
+
+    python benchmarks/quality.py --data MRPC_FOLDER --model_name MODEL_FOLDER
+    python benchmarks/quality.py --data MRPC_FOLDER --model_name MODEL_FOLDER --arms full micro --seeds 0 1
+
+What is in the folder of results is not made again. ``--phases`` chooses among train, time and report.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from quality_parts.arms import ARMS
+from quality_parts.report import report
+from quality_parts.settings import Settings
+from quality_parts.store import Store
+from quality_parts.tasks import instruct, mrpc
+from quality_parts.timing import time_masks
+from quality_parts.training import Trainer
+
+TASKS = {"mrpc": mrpc, "instruct": instruct}
+PHASES = ("train", "time", "report")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    store = Store(args.results / args.task, settings)
+    if "train" in args.phases or "time" in args.phases:
+        task = TASKS[args.task](args.data, args.model_name, settings)
+    if "train" in args.phases:
+        trainer = Trainer(task, settings)
+        for arm, length, seed in missing(args, store):
+            run = trainer.run(arm, ARMS[arm], length, seed)
+            store.add(run)
+            print(f"{arm} {length:g} seed {seed}: {run.scores}", flush=True)
+    if "time" in args.phases:
+        time_masks(task, store, settings, args.rounds)
+    if "report" in args.phases:
+        print(report(store))
+
+
+def missing(args: argparse.Namespace, store: Store) -> Iterator[tuple[str, float, int]]:
+    """Yield arm, length and seed of each run that is asked for and not there; all arms with one seed, then the next."""
+    for seed in args.seeds:
+        for arm in args.arms:
+            for length in args.full_lengths if arm == "full" else args.lengths:
+                if not store.has(arm, length, seed):
+                    yield arm, length, seed
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add: Callable[..., Any] = parser.add_argument
+    add("--task", choices=TASKS, default="mrpc", help="what is learnt (default: %(default)s)")
+    add("--data", type=Path, help="the folder of the task's data; to train or time")
+    add("--model_name", help="a pre-trained model: a folder, or a name on the Hub; to train or time")
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="ways to train (default: all)")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
+    add("--lengths", nargs="+", type=float, default=[1.0], help="of the runs, as shares of --steps (default: 1)")
+    add("--full_lengths", nargs="+", type=float, default=[0.5, 0.75, 1.0], help="those of full LoRA")
+    add("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="(default: all)")
+    add("--rounds", type=int, default=8, help="timed rounds (default: %(default)s)")
+    add("--threads", type=int, default=1, help="(default: %(default)s)")
+    results = Path(__file__).parent / "results" / "quality"
+    add("--results", type=Path, default=results, help="the folder of results (default: %(default)s)")
+    for field in fields(Settings):
+        add(f"--{field.name}", type=type(field.default), default=field.default, help="(default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

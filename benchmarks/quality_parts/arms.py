@@ -1,0 +1,123 @@
+"""The arms: who decides what is skipped, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from skiplora_fx.policy import (
+    Budget,
+    Freeze,
+    Multirate,
+    Policy,
+    Prefix,
+    Progressive,
+    Quantile,
+    RandomBlocks,
+    Threshold,
+)
+
+from .settings import Settings
+from .trials import Schedule, Stairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an arm may know of a run before it starts.
+
+    Attributes:
+        steps: optimizer steps.
+        warmup: the first of them, in which every gate is open.
+        seed: of the run.
+    """
+
+    steps: int
+    warmup: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        what: in a few words.
+        policy: makes the policy of a run.
+        scope: what a gate detaches.
+        decision: which M decides.
+        probe_every: see the option of that name.
+        micro: micro-batches in a step. If more than one, gates decide for each, and a site's gradient is scaled such
+            that its expectation is that of the whole batch.
+        gated_warmup: whether the gates are all open in the warm-up.
+        anneals: whether each block's learning rate falls to 0 at the step at which a growing depth reaches it
+            (FreezeOut, Brock et al. 2017); of an arm whose policy is a :class:`Schedule`.
+        drift: share of their last mean update by which parameters move in a step in which they rest.
+    """
+
+    what: str
+    policy: Callable[[Plan], Policy]
+    scope: str = "adapter"
+    decision: str = "previous"
+    probe_every: int = 0
+    micro: int = 1
+    gated_warmup: bool = True
+    drift: float = 0.0
+    anneals: bool = False
+
+    def options(self, plan: Plan, settings: Settings) -> dict[str, Any]:
+        """Return the options of ``skiplora_fx.apply``."""
+        return {
+            "policy": self.policy(plan),
+            "scope": self.scope,
+            "decision": self.decision,
+            "threshold": settings.threshold,
+            "warmup_steps": plan.warmup * self.micro if self.gated_warmup else 0,
+            "probe_every": self.probe_every,
+        }
+
+
+_DEPTHS = 5
+"""The deepest that a schedule goes in a model of six blocks."""
+
+ARMS: Mapping[str, Arm] = {
+    "full": Arm("nothing is skipped", lambda plan: Freeze(share=0.0)),
+    "freeze": Arm("the lower half is never trained", lambda plan: Freeze(share=0.5), gated_warmup=False),
+    "random": Arm(
+        "each block is cut off with probability 0.5 (DropBP)",
+        lambda plan: RandomBlocks(rate=0.5, seed=plan.seed),
+        scope="layer",
+    ),
+    "threshold": Arm("M < τ, adapters", lambda plan: Threshold(), decision="current", probe_every=20),
+    "threshold-layer": Arm(
+        "M < τ, whole layers", lambda plan: Threshold(), scope="layer", decision="current", probe_every=20
+    ),
+    "quantile": Arm("each site in half of the steps", lambda plan: Quantile(share=0.5, window=32), decision="current"),
+    "prefix": Arm("the depth is drawn by M", lambda plan: Prefix(share=0.45, seed=plan.seed)),
+    "budget": Arm("60 % of the backward's FLOPs", lambda plan: Budget(target=0.6, every=25)),
+    "progressive": Arm(
+        "a prefix of blocks whose M has settled",
+        lambda plan: Progressive(window=max(plan.steps // 12, 2), bound=0.3, reopen=1.0, deepest=0.84),
+    ),
+    "multirate": Arm("the lower half in each 4th step", lambda plan: Multirate(share=0.5, every=4)),
+    "micro": Arm("the lower half in one of 4 micro-batches", lambda plan: Stairs(depths=(0, 3, 3, 3)), micro=4),
+    "halves": Arm("all but the top block in one of 2 micro-batches", lambda plan: Stairs(depths=(0, _DEPTHS)), micro=2),
+    "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4),
+    "grow": Arm("the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)),
+    "freezeout": Arm(
+        "the depth grows; each block's learning rate falls to 0 before it rests",
+        lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps),
+        anneals=True,
+    ),
+    "open": Arm(
+        "starts truncated, opens downwards",
+        lambda plan: Schedule(_DEPTHS, 0, 0, plan.steps),
+        gated_warmup=False,
+    ),
+    "drift": Arm(
+        "multirate; what rests moves on by half of its mean update",
+        lambda plan: Multirate(share=0.5, every=4),
+        drift=0.5,
+    ),
+}
+"""Every arm, by name. The last eight are trials."""

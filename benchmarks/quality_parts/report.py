@@ -1,0 +1,87 @@
+"""The table and the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from .arms import ARMS
+from .curves import SCORES, Estimate, Point, points, verdict
+from .store import Store
+
+_HEADERS = [
+    "arm",
+    "what",
+    "length",
+    "seeds",
+    "adapters shut",
+    "backward",
+    "time",
+    "accuracy %",
+    "test loss",
+    "accuracy, against fewer steps",
+    "loss, against fewer steps",
+    "verdict by loss",
+]
+
+
+def report(store: Store) -> str:
+    """Return the table as Markdown, and write it to ``table.md`` and the picture to ``curves.png`` in the store."""
+    timing = store.read("timing") or {"arms": {}}
+    found = points(store.runs(), timing["arms"])
+    table = tabulate([_cells(point) for point in found], headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    (store.folder / "table.md").write_text(table + "\n")
+    draw(found, store.folder / "curves.png")
+    return table
+
+
+def _cells(point: Point) -> list[str]:
+    is_full = point.arm == "full"
+    return [
+        point.arm,
+        ARMS[point.arm].what if point.arm in ARMS else "",
+        f"{point.length:g}",
+        str(len(point.seeds)),
+        f"{100 * point.shut:.0f} %",
+        f"{point.backward:.2f}",
+        f"{point.time:.2f}",
+        _said(point.scores["accuracy"], ".1f"),
+        _said(point.scores["loss"], ".3f"),
+        _said(point.gains["accuracy"], "+.1f"),
+        _said(point.gains["loss"], "+.3f"),
+        "" if is_full else verdict(point.gains["loss"]),
+    ]
+
+
+def _said(value: Estimate, form: str) -> str:
+    if math.isnan(value.mean):
+        return ""
+    error = "" if math.isnan(value.error) else f" ± {value.error:{form.lstrip('+')}}"
+    return f"{value.mean:{form}}{error}"
+
+
+def draw(found: Sequence[Point], path: Path) -> None:
+    """Draw the scores against measured time, each arm a line over its lengths, with standard errors."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    for place, score in enumerate(SCORES):
+        axes = figure.add_subplot(1, len(SCORES), place + 1)
+        for number, arm in enumerate(dict.fromkeys(point.arm for point in found)):
+            mine = [point for point in found if point.arm == arm]
+            axes.errorbar(
+                [point.time for point in mine],
+                [point.scores[score].mean for point in mine],
+                yerr=[point.scores[score].error for point in mine],
+                label=arm,
+                marker="osv^<>DPX*"[number % 10],
+                color="black" if arm == "full" else f"C{number % 10}",
+                capsize=2,
+            )
+        axes.set_xlabel("measured time, full LoRA = 1")
+        axes.set_ylabel(f"test {score}")
+    figure.axes[-1].legend(fontsize="small")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,32 @@
+"""What a run of the benchmark is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every run is trained, whatever its arm.
+
+    Attributes:
+        steps: optimizer steps of a run of length 1.
+        batch: rows in a step.
+        tokens: in a row; longer rows are cut, shorter ones padded.
+        test_rows: rows of the test split that a run is judged on.
+        learning_rate: of AdamW at the end of its warm-up, from where it falls linearly to 0.
+        warmup: share of the steps in which the learning rate rises and every gate is open.
+        rank: of the adapters; their α is twice that.
+        threshold: τ of the threshold arms.
+        device: where it runs.
+    """
+
+    steps: int = 90
+    batch: int = 8
+    tokens: int = 64
+    test_rows: int = 500
+    learning_rate: float = 2e-3
+    warmup: float = 0.1
+    rank: int = 8
+    threshold: float = 0.05
+    device: str = "cpu"

@@ -1,0 +1,74 @@
+"""A folder of results: one JSON for each run, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .settings import Settings
+from .training import Run
+
+
+class SettingsError(ValueError):
+    """The folder holds runs that were made with other settings."""
+
+
+class Store:
+    """The results of one task.
+
+    Args:
+        folder: where they are kept; made if it is not there.
+        settings: that all of its runs share.
+
+    Raises:
+        SettingsError: the folder's runs were made with others.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = self.read("settings")
+        if kept is None:
+            self.write("settings", asdict(settings))
+        elif kept != asdict(settings):
+            other = {name: value for name, value in kept.items() if value != asdict(settings).get(name)}
+            raise SettingsError(f"the runs in {folder} were made with {other}. Give the same, or another --results.")
+
+    def has(self, arm: str, length: float, seed: int) -> bool:
+        """Return whether a run is there."""
+        return self._path(_name(arm, length, seed)).exists()
+
+    def add(self, run: Run) -> None:
+        """Keep a run."""
+        self.write(_name(run.arm, run.length, run.seed), run.to_json())
+
+    def runs(self) -> list[Run]:
+        """Return all runs that are there."""
+        return list(self._runs())
+
+    def _runs(self) -> Iterator[Run]:
+        for path in sorted(self.folder.glob("run-*.json")):
+            yield Run(**json.loads(path.read_text()))
+
+    def read(self, name: str) -> Any:
+        """Return what was written under a name, or None."""
+        path = self._path(name)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write(self, name: str, content: object) -> None:
+        """Write a file, whole or not at all."""
+        path = self._path(name)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(content) + "\n")
+        os.replace(partial, path)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def _name(arm: str, length: float, seed: int) -> str:
+    return f"run-{arm}-{length:g}-{seed}"

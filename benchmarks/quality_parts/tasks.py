@@ -1,0 +1,186 @@
+"""What is learnt: a model with adapters, rows to train on, and rows to judge on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from .settings import Settings
+
+Rows = tuple[Tensor, ...]
+"""Tensors of as many rows each, in the order in which :class:`Loss` takes them."""
+
+
+IGNORED = -100
+"""The label of what is not to be predicted."""
+
+
+class Loss(nn.Module):
+    """A model as a function of tensors alone, which an exported graph has to be.
+
+    Attributes:
+        model: gives ``loss`` and ``logits``.
+        causal: whether it predicts each next token, and so needs no mask for padding at the end.
+    """
+
+    def __init__(self, model: nn.Module, causal: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.causal = causal
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.model(input_ids=ids, attention_mask=None if self.causal else mask, labels=labels).loss
+
+    def predictions(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a row of logits for each label that is to be predicted, and those labels."""
+        logits = self.model(input_ids=ids, attention_mask=None if self.causal else mask).logits
+        if self.causal:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        wanted = labels != IGNORED
+        return logits[wanted], labels[wanted]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its model.
+
+    Attributes:
+        name: as ``--task`` takes it.
+        loss: the model, with adapters on every linear of its repeated layers.
+        train: rows to train on.
+        test: rows to judge on.
+    """
+
+    name: str
+    loss: Loss
+    train: Rows
+    test: Rows
+
+    def reset(self, seed: int) -> None:
+        """Give everything that trains its first values, drawn with ``seed``."""
+        torch.manual_seed(seed)
+        for module in self.loss.modules():
+            if isinstance(module, LoraLayer):
+                module.reset_lora_parameters("default", True)
+        for name, parameter in self.loss.named_parameters():
+            if parameter.requires_grad and "lora_" not in name:  # the head
+                nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else nn.init.zeros_(parameter)
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that train."""
+        return [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
+
+    def batches(self, seed: int, size: int) -> Iterator[Rows]:
+        """Yield batches without end, in an order drawn with ``seed`` anew for each epoch."""
+        draws = torch.Generator().manual_seed(seed)
+        while True:
+            order = torch.randperm(len(self.train[0]), generator=draws)
+            for chosen in order[: len(order) // size * size].view(-1, size):
+                yield tuple(column[chosen] for column in self.train)
+
+    @torch.no_grad()
+    def judge(self, size: int = 32) -> dict[str, float]:
+        """Return ``accuracy``, in percent, and ``loss`` on the test rows; of a language model, of their tokens."""
+        right = count = 0
+        loss = 0.0
+        for start in range(0, len(self.test[0]), size):
+            ids, mask, labels = (column[start : start + size] for column in self.test)
+            used = int(mask.sum(1).max())  # what is padding in all rows need not be computed
+            labels = labels[:, :used] if labels.dim() > 1 else labels
+            logits, wanted = self.loss.predictions(ids[:, :used], mask[:, :used], labels)
+            right += int((logits.argmax(-1) == wanted).sum())
+            loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+            count += len(wanted)
+        return {"accuracy": 100 * right / count, "loss": loss / count}
+
+
+def mrpc(folder: Path, model_name: str, settings: Settings) -> Task:
+    """Return paraphrase detection (Dolan and Brockett 2005) with a pre-trained encoder.
+
+    Args:
+        folder: holds MRPC's ``train.tsv`` and ``test.tsv``.
+        model_name: a name on the Hub, or a folder.
+        settings: how rows are cut and what adapters are like.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    base = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=2, **no_dropout)
+
+    def rows(file: str, first: int | None) -> Rows:
+        with (folder / file).open(encoding="utf-8-sig", newline="") as opened:
+            found = list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))[:first]
+        told = tokenizer(
+            [row["#1 String"] for row in found],
+            [row["#2 String"] for row in found],
+            truncation=True,
+            max_length=settings.tokens,
+            padding="max_length",
+            return_tensors="pt",
+        )
+        columns = (told["input_ids"], told["attention_mask"], torch.tensor([int(row["Quality"]) for row in found]))
+        return tuple(column.to(settings.device) for column in columns)
+
+    model = with_lora(base, TaskType.SEQ_CLS, settings)
+    return Task("mrpc", Loss(model), rows("train.tsv", None), _by_length(rows("test.tsv", settings.test_rows)))
+
+
+def instruct(folder: Path, model_name: str, settings: Settings) -> Task:
+    """Return word problems to be answered in words, with a language model; a part of them is held out.
+
+    Args:
+        folder: holds ``math_train.json``, a list of objects with ``instruction`` and ``output``.
+        model_name: a name on the Hub, or a folder such as ``pretrain_llama.py`` writes.
+        settings: how rows are cut and what adapters are like.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    base = AutoModelForCausalLM.from_pretrained(model_name)
+    told = json.loads((folder / "math_train.json").read_text())
+    columns = _columns([_answered(tokenizer, row, settings.tokens) for row in told], tokenizer.eos_token_id, settings)
+    train = tuple(column[: -settings.test_rows] for column in columns)
+    test = tuple(column[-settings.test_rows :] for column in columns)
+    return Task("instruct", Loss(with_lora(base, TaskType.CAUSAL_LM, settings), causal=True), train, _by_length(test))
+
+
+def _answered(tokenizer: Any, row: dict[str, str], tokens: int) -> tuple[list[int], list[int]]:
+    """Return tokens of a question and its answer, and labels for the answer's. Of both the first ones are kept."""
+    question = tokenizer(row["instruction"])["input_ids"][: tokens // 2]
+    answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id][: tokens - len(question)]
+    return question + answer, [IGNORED] * len(question) + answer
+
+
+def _columns(rows: list[tuple[list[int], list[int]]], padding: int, settings: Settings) -> Rows:
+    def column(values: list[list[int]], fill: int) -> Tensor:
+        padded = [value + [fill] * (settings.tokens - len(value)) for value in values]
+        return torch.tensor(padded, device=settings.device)
+
+    ids, labels = ([row[place] for row in rows] for place in (0, 1))
+    return column(ids, padding), column([[1] * len(row) for row in ids], 0), column(labels, IGNORED)
+
+
+def _by_length(rows: Rows) -> Rows:
+    """Return the rows in the order of their length, so that batches of them have little padding."""
+    order = rows[1].sum(1).argsort(stable=True)
+    return tuple(column[order] for column in rows)
+
+
+def with_lora(base: nn.Module, kind: TaskType, settings: Settings) -> nn.Module:
+    """Put an adapter on every linear of the model's repeated layers."""
+    repeated = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and any(part.isdecimal() for part in name.split("."))
+    ]
+    config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules=repeated, task_type=kind)
+    return get_peft_model(base, config).to(settings.device).train()

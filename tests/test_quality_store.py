@@ -1,0 +1,61 @@
+"""What is in the folder of results is not made again, and is never half a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from quality import missing
+from quality_parts.report import report
+from quality_parts.store import SettingsError, Store
+from quality_parts.training import Run
+from quality_task import SETTINGS
+
+
+def _run(arm: str, length: float, seed: int) -> Run:
+    return Run(arm, length, seed, 4, {"loss": 0.5, "accuracy": 70.0}, ["a"], ["1"], [0], [0.1], [0.7])
+
+
+def test_a_run_that_is_there_is_not_asked_for_again(tmp_path: Path) -> None:
+    args = argparse.Namespace(seeds=[0, 1], arms=["full", "micro"], full_lengths=[0.5, 1.0], lengths=[1.0])
+    store = Store(tmp_path, SETTINGS)
+    assert len(list(missing(args, store))) == 6
+    store.add(_run("full", 1.0, 0))
+    store.add(_run("micro", 1.0, 1))
+    left = list(missing(args, Store(tmp_path, SETTINGS)))
+    assert left == [("full", 0.5, 0), ("micro", 1.0, 0), ("full", 0.5, 1), ("full", 1.0, 1)]
+
+
+def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
+    run = _run("full", 0.5, 3)
+    Store(tmp_path, SETTINGS).add(run)
+    assert Store(tmp_path, SETTINGS).runs() == [run]
+
+
+def test_a_run_that_was_cut_off_while_writing_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    (tmp_path / "run-full-1-0.partial").write_text('{"arm": "fu')
+    assert not store.has("full", 1.0, 0)
+    assert store.runs() == []
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    Store(tmp_path, SETTINGS)
+    with pytest.raises(SettingsError, match="'steps': 8"):
+        Store(tmp_path, replace(SETTINGS, steps=9))
+
+
+def test_the_report_writes_a_table_and_a_picture(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    for length, seed in ((0.5, 0), (1.0, 0), (0.5, 1), (1.0, 1)):
+        store.add(_run("full", length, seed))
+    store.add(_run("micro", 1.0, 0))
+    store.write("timing", {"arms": {"micro": {"step": 0.8, "backward": 0.6}}})
+    table = report(store)
+    assert (tmp_path / "table.md").read_text() == table + "\n"
+    assert "| micro" in table
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    assert json.loads((tmp_path / "settings.json").read_text())["steps"] == SETTINGS.steps
