@@ -15,7 +15,7 @@ import pytest
 import torch
 import two_layers
 
-from skiplora_fx import backend
+from skiplora_fx import watching
 from skiplora_fx.graphdiff import read_snapshot, stages_of
 from skiplora_fx.graphdiff.stages import STAGES
 from skiplora_fx.passes import Pipeline
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_stops_no_training(
 def test_nobody_pays_who_has_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SKIPLORA_DEBUG_DIR", raising=False)
     monkeypatch.delenv("TORCH_TRACE", raising=False)
-    assert backend._watched(Pipeline("adapter")) is backend._trace
+    assert watching.watched(Pipeline("adapter")) is watching._trace
 
 
 def test_the_diffs_are_left_for_tlparse(tmp_path: Path) -> None:
