@@ -16,6 +16,7 @@ from ._torch_compat import compile_with_inductor, mode_options, static_fake, tra
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
+from .failure_report import kinds_of
 from .failures import Failures, warn_of_failure
 from .inductor_hooks import with_hooks
 from .live import has_states
@@ -56,7 +57,9 @@ def skiplora(
     inductor = {**mode_options(mode), **config.inductor}
     if not torch.is_grad_enabled():
         return _remembering_home(compile_with_inductor(gm, example_inputs, inductor), gm, example_inputs)
-    failures = Failures(config.strict, partial(warn_of_failure, gm=gm, inputs=example_inputs, config=config))
+    # Inductor keeps its hooks, and they this: the inputs themselves would outlive the model.
+    report = partial(warn_of_failure, gm=gm, inputs=kinds_of(example_inputs), config=config)
+    failures = Failures(config.strict, report)
     try:
         return _compile_gated(gm, example_inputs, config, inductor, failures)
     except (ConfigError, UsageError):

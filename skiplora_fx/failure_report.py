@@ -7,6 +7,7 @@ import json
 import platform
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,50 @@ from torch import Tensor, fx, nn
 
 from ._torch_compat import compile_cache_dir
 from .config import SkipLoraConfig
+
+
+@dataclass(frozen=True)
+class TensorKind:
+    """All of a tensor but its values, and nothing that keeps it alive.
+
+    Attributes:
+        shape: its sizes, symbolic ones among them.
+        stride: of each dimension, in elements; none of a sparse tensor.
+        dtype: of its elements.
+        device: where it lies.
+        requires_grad: whether it is differentiated.
+        is_parameter: whether it is an ``nn.Parameter``.
+    """
+
+    shape: tuple[Any, ...]
+    stride: tuple[Any, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    is_parameter: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorKind:
+        """Return the kind of ``tensor``, real or fake."""
+        is_parameter = isinstance(tensor, nn.Parameter)
+        shape, stride = tuple(tensor.shape), tuple(tensor.stride()) if tensor.layout is torch.strided else ()
+        return cls(shape, stride, tensor.dtype, tensor.device, tensor.requires_grad, is_parameter)
+
+    def source(self) -> str:
+        """Return Python code that makes such a tensor, of random values or of zeros."""
+        shape, stride = tuple(map(int, self.shape)), tuple(map(int, self.stride))
+        if len(stride) < len(shape):
+            return f"torch.zeros({shape}, dtype={self.dtype}, device={str(self.device)!r}).to_sparse()"
+        made = f"torch.empty_strided({shape}, {stride}, dtype={self.dtype}, device={str(self.device)!r})"
+        if not self.dtype.is_floating_point:
+            return f"{made}.zero_()"
+        kind = "torch.nn.Parameter" if self.is_parameter else "torch.Tensor.requires_grad_"
+        return f"{kind}({made}.normal_(std=0.1), {self.requires_grad})"
+
+
+def kinds_of(inputs: Sequence[Any]) -> list[Any]:
+    """Return the inputs of a graph with the kinds of its tensors in their places."""
+    return [TensorKind.of(value) if isinstance(value, Tensor) else value for value in inputs]
 
 
 def save_failure_report(
@@ -28,7 +73,7 @@ def save_failure_report(
         name: of the pass that failed.
         error: what it raised.
         gm: the graph as Dynamo captured it.
-        inputs: what it was captured with, real or fake.
+        inputs: what it was captured with, as :func:`kinds_of` gives it.
         config: the options.
 
     Raises:
@@ -85,12 +130,6 @@ def _classes(gm: fx.GraphModule, name: str) -> Iterator[str]:
 
 
 def _input(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return repr(value) if isinstance(value, (int, float, bool, str)) else str(int(value))
-    shape, stride = tuple(map(int, value.shape)), tuple(map(int, value.stride()))
-    made = f"torch.empty_strided({shape}, {stride}, dtype={value.dtype}, device={str(value.device)!r})"
-    if not value.dtype.is_floating_point:
-        return f"{made}.zero_()"
-    made = f"{made}.normal_(std=0.1)"
-    kind = "torch.nn.Parameter" if isinstance(value, nn.Parameter) else "torch.Tensor.requires_grad_"
-    return f"{kind}({made}, {value.requires_grad})"
+    if isinstance(value, TensorKind):
+        return value.source()
+    return repr(value) if isinstance(value, (int, float, bool, str)) else str(int(value))

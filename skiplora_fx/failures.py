@@ -66,11 +66,19 @@ class Failures:
 def warn_of_failure(
     name: str, error: Exception, *, gm: fx.GraphModule, inputs: Sequence[Any], config: SkipLoraConfig
 ) -> None:
-    """Warn that a pass failed on a graph that Dynamo captured, and say where a report of it lies."""
+    """Warn that a pass failed on a graph that Dynamo captured, and say where a report of it lies.
+
+    Args:
+        name: of the pass.
+        error: what it raised.
+        gm: the graph.
+        inputs: its inputs, as :func:`~.failure_report.kinds_of` gives them.
+        config: the options.
+    """
     without = "its adapters train, and nothing is left out" if name == "find_regions" else "its adapters train ungated"
     try:
         saved = f"What is needed to see it again is in {save_failure_report(name, error, gm, inputs, config)}"
-    except OSError as refused:
+    except Exception as refused:  # the compile goes on, whatever it is
         saved = f"A report could not be saved ({reason_of(refused)})"
     warnings.warn(
         f"skiplora: {name} failed on a graph ({reason_of(error)}). The graph is compiled without it: {without}. "

@@ -163,7 +163,7 @@ def test_a_state_from_before_there_was_a_log_goes_on_with_the_last_run(tmp_path:
     model, optimizer, attachment = attached(tmp_path / "log.jsonl")
     take_steps(model, optimizer, 2)
     attachment.remove()
-    state = {name: value for name, value in attachment.state_dict().items() if name != "run"}
+    state = {**attachment.state_dict(), "run": None}
     model, optimizer, attachment = attached(tmp_path / "log.jsonl")
     attachment.load_state_dict(state)
     take_steps(model, optimizer, 1)
