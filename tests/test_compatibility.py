@@ -6,10 +6,12 @@ A failure that lies upstream is a strict xfail with its reason, so that a repair
 from __future__ import annotations
 
 import math
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import models
 import peft
@@ -28,6 +30,13 @@ from skiplora_fx.passes.parameters import Parameters
 from skiplora_fx.site import Rejection
 
 LINEARS = ("lin0", "lin1")
+
+
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """BOFT leaves CC and CXX at gcc where its extension cannot be built, and Inductor then links without libstdc++."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 class MLP(nn.Module):
