@@ -8,12 +8,13 @@ INSTALLED := $(VENV)/.installed
 TYPED := build/typed/skiplora_fx
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all check format bench clean
+.PHONY: help train test test-all fuzz check format bench clean
 
 help:
 	@echo "make train      pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
 	@echo "make test       the tests"
 	@echo "make test-all   the tests and the slow sweeps"
+	@echo "make fuzz       random models against the eager oracle: make fuzz SEED=1 CASES=200"
 	@echo "make check      ruff and mypy"
 	@echo "make format     let ruff format and mend what it can"
 	@echo "make bench      benchmarks/speed.py with its defaults"
@@ -31,6 +32,12 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+fuzz: SEED = 0
+fuzz: CASES = 200
+fuzz: $(INSTALLED)
+	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz --hypothesis-profile fuzz --hypothesis-seed $(SEED) \
+		--hypothesis-show-statistics
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

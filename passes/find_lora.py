@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,9 +202,10 @@ class _Search:
     def _site(self, index: int, found: _Found, uses: Mapping[fx.Node, int]) -> Site:
         parameters = found.branch.parameters
         trained = self.parameters.trained(parameters)
-        own = tuple(root for root in parameters if self._is_own(root, found.branch))
+        own = tuple(root for root in parameters if self._is_read_in(root, found.branch.nodes))
         named_by = [root for root in trained if uses[root] == 1] or list(trained)
-        frozen = [root for root in own if root not in named_by]
+        calls = self._nodes_of_all_calls(found.branch)
+        frozen = [root for root in parameters if root not in named_by and self._is_read_in(root, calls)]
         name, adapter = label(self.parameters.of([*named_by, *frozen]), found.join)
         key = min(trained, key=lambda root: uses[root])
         (owner,) = self.parameters.of([key])
@@ -243,8 +244,8 @@ class _Search:
         path = owner.path.split(".")
         return ".".join(path[len(path) - site.key_depth :]).removesuffix(".weight")
 
-    def _is_own(self, root: fx.Node, branch: Branch) -> bool:
-        """Return whether nothing but this branch reads a parameter."""
+    def _is_read_in(self, root: fx.Node, nodes: Set[fx.Node]) -> bool:
+        """Return whether a parameter is read by some of ``nodes`` and by nothing else."""
         readers = {
             reader
             for frame in self._frames
@@ -252,7 +253,12 @@ class _Search:
             for reader in frame.flow.readers(node)
             if reader.target is not _CHECKPOINT
         }
-        return bool(readers) and readers <= branch.nodes
+        return bool(readers) and readers <= nodes
+
+    def _nodes_of_all_calls(self, branch: Branch) -> frozenset[fx.Node]:
+        """Return the nodes of all branches of the same parameters: a layer may be called several times."""
+        alike = (found.branch for found in self._found if found.branch.parameters == branch.parameters)
+        return frozenset().union(*(other.nodes for other in alike))
 
     def _reject(self, root: fx.Node, path: str) -> Rejection:
         known = self._misses.get(root)

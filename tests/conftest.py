@@ -13,6 +13,7 @@ settings.register_profile(
     "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.load_profile("tests")
+settings.register_profile("fuzz", settings.get_profile("tests"), derandomize=False, print_blob=True)  # `make fuzz`
 
 # Matrices of 4 to 48 rows: handing them to a second thread takes longer than multiplying them.
 torch.set_num_threads(1)

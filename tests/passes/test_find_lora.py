@@ -220,6 +220,12 @@ def test_a_part_of_a_model_is_named_from_there() -> None:
     assert only_site(search(Linear())).name == ""
 
 
+@pytest.mark.parametrize("options", [{"train_a": False}, {"train_b": False}])
+def test_a_layer_that_is_called_twice_bears_its_own_name(options: dict[str, bool]) -> None:
+    findings = search(Around(lambda layer, x: layer(layer(x).relu()), **options))
+    assert [(site.name, site.rank) for site in findings.sites] == [("layer", RANK)] * 2
+
+
 def test_adapters_side_by_side_in_one_module_are_told_apart() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
