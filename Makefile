@@ -8,13 +8,15 @@ INSTALLED := $(VENV)/.installed
 TYPED := build/typed/skiplora_fx
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all fuzz check format bench clean
+.PHONY: help train test test-all test-torch fuzz audit check format bench clean
 
 help:
 	@echo "make train      pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
 	@echo "make test       the tests"
 	@echo "make test-all   the tests and the slow sweeps"
 	@echo "make fuzz       random models against the eager oracle: make fuzz SEED=1 CASES=200"
+	@echo "make test-torch the tests with another torch, in an environment of its own: make test-torch VERSION=2.14.1"
+	@echo "make audit      known vulnerabilities of what is installed (pip-audit)"
 	@echo "make check      ruff and mypy"
 	@echo "make format     let ruff format and mend what it can"
 	@echo "make bench      benchmarks/speed.py with its defaults"
@@ -32,6 +34,21 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
+
+# Whatever else is pinned stays so.
+test-torch:
+	@test -n "$(VERSION)" || { echo "make test-torch needs a version: make test-torch VERSION=2.14.1" >&2; exit 2; }
+	$(PYTHON) -m venv build/torch-$(VERSION)
+	grep -v "^torch==" constraints.txt > build/torch-$(VERSION)/constraints.txt
+	build/torch-$(VERSION)/bin/python -m pip install --quiet "torch==$(VERSION)"
+	build/torch-$(VERSION)/bin/python -m pip install --quiet "torch==$(VERSION)" \
+		--constraint build/torch-$(VERSION)/constraints.txt --editable ".[dev]"
+	build/torch-$(VERSION)/bin/python -m pytest -n 2 -m "not slow"
+
+audit: $(INSTALLED)
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") --skip-editable
 
 fuzz: SEED = 0
 fuzz: CASES = 200
