@@ -1,0 +1,308 @@
+"""Each way in which people use torch.compile: correct, or a clear error and nothing lost."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import threading
+
+import models
+import oracle
+import pytest
+import torch
+from lora_modules import RANK, WIDE, batch
+from peft import LoraConfig
+from torch import Tensor, nn
+from usages import SHUT, assert_close, check, gated, loss_of, two_layers, usage
+
+import skiplora_fx
+
+
+@usage("`fullgraph=True`")
+def test_fullgraph() -> None:
+    check(gated(two_layers(), fullgraph=True))
+
+
+@usage("`torch.compile(model)` in place of `model.compile()`")
+def test_the_wrapper() -> None:
+    model = two_layers()
+    options = {"threshold": math.inf, "warmup_steps": 0, "probe_every": 0, "strict": True}
+    wrapped = torch.compile(model, backend="skiplora", options=options)
+    loss_of(wrapped).backward()
+    assert [site.skipped for site in skiplora_fx.sites(wrapped)] == [True, True]
+    assert not any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
+@usage(
+    "`mode=`, max-autotune among them",
+    "gated with the options' defaults, as torch takes a mode or options, not both: options may hold what a mode stands "
+    "for, such as `max_autotune`",
+)
+def test_modes(mode: str) -> None:
+    model = two_layers()
+    model.compile(backend="skiplora", mode=mode)
+    eager = copy.deepcopy(model)
+    found = oracle.gradients(model, lambda: loss_of(model))
+    assert_close(found, oracle.gradients(eager, lambda: loss_of(eager)))
+    assert [site.skipped for site in skiplora_fx.sites(model)] == [False, False]  # of a warm-up
+
+
+@usage("Inductor's own options beside ours, such as `epilogue_fusion`")
+def test_inductors_options() -> None:
+    check(gated(two_layers(), options={"epilogue_fusion": False, "max_autotune_pointwise": True}))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@usage("batches of several sizes, `dynamic=True` or as torch finds out")
+def test_sizes(dynamic: bool | None) -> None:
+    model = gated(two_layers(), dynamic=dynamic)
+    for rows in (3, 5, 9, 1):
+        check(model, lambda model, rows=rows: model(torch.ones(rows, WIDE)).square().mean())
+
+
+@usage("an empty batch", "gradients of zero, and nothing is lost")
+def test_an_empty_batch() -> None:
+    model = gated(two_layers())
+    model(torch.ones(0, WIDE)).sum().backward()
+    assert all(not bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
+    check(model)
+
+
+@usage("a graph break in the forward", "gated, each graph by itself; gradients exact")
+def test_a_graph_break() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = two_layers()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x).relu()
+            torch._dynamo.graph_break()
+            return self.inner(y)
+
+    model = Broken()
+    gated(model)
+    eager = copy.deepcopy(model)
+    found = oracle.gradients(model, lambda: loss_of(model))
+    mask = {name: not name.endswith(SHUT) for name in oracle.adapted_layers(eager)}
+    with oracle.detached(eager, "adapter", mask):
+        assert_close(found, oracle.gradients(eager, lambda: loss_of(eager)))
+
+
+@usage("`eval()` and `train()` by turns", "gated in training, not in evaluation; nothing is counted there")
+def test_eval_and_train() -> None:
+    model = gated(two_layers())
+    check(model)
+    with torch.no_grad():
+        evaluated = model.eval()(batch())
+    assert evaluated.isfinite().all()
+    check(model.train())
+    assert [site.backwards for site in skiplora_fx.sites(model)] == [2, 2]
+
+
+@usage("a forward under `no_grad` between forward and backward")
+def test_no_grad_between() -> None:
+    def forward(model: nn.Module) -> Tensor:
+        loss = loss_of(model)
+        with torch.no_grad():
+            model(batch())
+        return loss
+
+    check(gated(two_layers()), forward)
+
+
+@usage("gradients accumulated over several backwards")
+def test_accumulation() -> None:
+    check(gated(two_layers()), lambda model: loss_of(model) + 2 * loss_of(model))
+
+
+@usage("`set_adapter`: another adapter of the same layers", "compiled anew, gated, gradients exact")
+def test_set_adapter() -> None:
+    model = two_layers()
+    model.add_adapter("other", LoraConfig(r=RANK + 1, target_modules=["first", "second"], init_lora_weights=False))
+    gated(model)
+    check(model)
+    model.set_adapter("other")
+    check(model)
+    model.set_adapter("default")
+    check(model)
+
+
+@usage("an adapter of another rank in the place of the old one", "compiled anew, gated, gradients exact")
+def test_another_rank() -> None:
+    model = two_layers()
+    gated(model)
+    check(model)
+    model.delete_adapter("default")
+    model.add_adapter("default", LoraConfig(r=RANK - 1, target_modules=["first", "second"], init_lora_weights=False))
+    model.set_adapter("default")
+    check(model)
+
+
+@usage("`disable_adapter()` for a reference forward, as DPO does", "nothing to gate there; gated again after it")
+def test_disabled_for_a_while() -> None:
+    model = gated(two_layers())
+    check(model)
+    with model.disable_adapter(), torch.no_grad():
+        model(batch())
+    check(model)
+
+
+@usage("`torch.autocast`, bfloat16")
+def test_autocast() -> None:
+    def forward(model: nn.Module) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss_of(model)
+
+    check(gated(two_layers()), forward, rtol=0.02)  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@usage(
+    "a model in bfloat16 or float16", "gated; norms are taken in float32, so that a large activation does not overflow"
+)
+def test_half_precision(dtype: torch.dtype) -> None:
+    def forward(model: nn.Module) -> Tensor:
+        return (model(torch.full((4, WIDE), 2.0, dtype=dtype)).float() / 1e3).square().mean()
+
+    model = two_layers().to(dtype)
+    with torch.no_grad():
+        model.get_submodule("base_model.model.second.base_layer").bias.fill_(3e4)  # norm 2.4e5, float16 ends at 6.5e4
+    gated(model)
+    forward(model).backward()
+    assert all(0 < site.ratio < math.inf for site in skiplora_fx.sites(model))
+
+
+@usage("`GradScaler`", "gated; steps with infinite gradients are left out as ever")
+def test_grad_scaler() -> None:
+    model = gated(two_layers())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    skiplora_fx.attach(model, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    scaler.scale(loss_of(model)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    moved = {name: bool((p != before[name]).any()) for name, p in model.named_parameters() if p.requires_grad}
+    assert moved == {name: SHUT not in name for name in before}
+    assert scaler.get_scale() == 2.0**4
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@usage("activation checkpointing, both kinds")
+def test_checkpointing(reentrant: bool) -> None:
+    model = two_layers()
+
+    def forward(model: nn.Module) -> Tensor:
+        x = batch_that_wants_gradients()
+        return torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant).square().mean()
+
+    check(gated(model), forward)
+
+
+def batch_that_wants_gradients() -> Tensor:
+    torch.manual_seed(1)
+    return batch().requires_grad_()
+
+
+@usage(
+    "a trained norm, bias or head beside the adapters",
+    "gated; what trains elsewhere is in `explain` and has its gradient",
+)
+def test_other_parameters_train() -> None:
+    model = two_layers()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.requires_grad_(True)
+    check(gated(model))
+
+
+@usage("adapters on an `lm_head` whose weight is tied to the embeddings")
+def test_tied_weights() -> None:
+    def forward(model: nn.Module) -> Tensor:
+        return model(**models.tokens()).loss
+
+    model = models.with_lora(models.llama(1, tie_word_embeddings=True), ["lm_head", "q_proj"])
+    eager = copy.deepcopy(model)
+    gated(model, options={"threshold": {"*lm_head": math.inf, "*": 0.0}})
+    found = oracle.gradients(model, lambda: forward(model))
+    mask = {name: not name.endswith("lm_head") for name in oracle.adapted_layers(eager)}
+    with oracle.detached(eager, "adapter", mask):
+        assert_close(found, oracle.gradients(eager, lambda: forward(eager)))
+    assert {site.name: not site.skipped for site in skiplora_fx.sites(model)} == mask
+
+
+@usage("hooks on an adapted layer", "gated if Dynamo can trace them; gradients exact")
+def test_hooks() -> None:
+    model = two_layers()
+    layer = model.get_submodule("base_model.model.second")
+    layer.register_forward_hook(lambda module, inputs, output: output * 2)
+    check(gated(model))
+
+
+@usage("compiled autograd")
+def test_compiled_autograd() -> None:
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        check(gated(two_layers()))
+
+
+@usage("double backward", "torch's own error; nothing is lost")
+def test_double_backward() -> None:
+    model = gated(two_layers())
+    parameter = model.get_parameter("base_model.model.second.lora_B.default.weight")
+    with pytest.raises(RuntimeError, match="create_graph=False"):
+        torch.autograd.grad(loss_of(model), [parameter], create_graph=True)
+    check(model)
+
+
+@usage(
+    "`copy.deepcopy`, `pickle` or `torch.save` of a compiled model",
+    "the copy is not compiled, as ever; compiled again it is gated, with sites and steps of its own",
+)
+def test_copies() -> None:
+    model = gated(two_layers())
+    check(model)
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(saved, weights_only=False)):
+        check(gated(twin))
+        assert [site.backwards for site in skiplora_fx.sites(twin)] == [1, 1]
+    assert [site.backwards for site in skiplora_fx.sites(model)] == [1, 1]
+
+
+@usage("two models in one process", "gated, each with its own sites, steps and policy")
+def test_two_models() -> None:
+    one, other = gated(two_layers()), gated(two_layers())
+    check(one)
+    check(other)
+    skiplora_fx.set_threshold(one, 0.0)
+    loss_of(one).backward()
+    assert [site.skipped for site in skiplora_fx.sites(one)] == [False, False]
+    check(other)
+
+
+@usage("models that are trained in threads of their own")
+def test_threads() -> None:
+    models = [gated(two_layers()) for _ in range(2)]
+    check(models[0])  # torch compiles under a lock: what is tested is the running
+    failed: list[BaseException] = []
+
+    def train(model: nn.Module) -> None:
+        try:
+            for _ in range(3):
+                loss_of(model).backward()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=train, args=[model]) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    for model in models:
+        check(model)
