@@ -9,9 +9,7 @@ from pathlib import Path
 import skiplora_fx
 from skiplora_fx import passes
 
-SOURCES = sorted(
-    path for package in (skiplora_fx, passes) for path in Path(str(package.__file__)).parent.rglob("*.py")
-)
+SOURCES = sorted(path for package in (skiplora_fx, passes) for path in Path(str(package.__file__)).parent.rglob("*.py"))
 
 UNPICKLES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 TALKS = {"socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "huggingface_hub"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from skiplora_fx.policy import (
     Threshold,
 )
 
+from .near import Pattern, near
 from .settings import Settings
 from .trials import Schedule, Stairs
 
@@ -53,6 +54,7 @@ class Arm:
         anneals: whether each block's learning rate falls to 0 at the step at which a growing depth reaches it
             (FreezeOut, Brock et al. 2017); of an arm whose policy is a :class:`Schedule`.
         drift: share of their last mean update by which parameters move in a step in which they rest.
+        near: layers whose inputs are detached, in steps that take turns after the warm-up. Gates have no part in it.
     """
 
     what: str
@@ -64,6 +66,7 @@ class Arm:
     gated_warmup: bool = True
     drift: float = 0.0
     anneals: bool = False
+    near: Sequence[Pattern] = ()
 
     def options(self, plan: Plan, settings: Settings) -> dict[str, Any]:
         """Return the options of ``skiplora_fx.apply``."""
@@ -80,8 +83,13 @@ class Arm:
 _DEPTHS = 5
 """The deepest that a schedule goes in a model of six blocks."""
 
+
+def _open(plan: Plan) -> Policy:
+    return Freeze(share=0.0)
+
+
 ARMS: Mapping[str, Arm] = {
-    "full": Arm("nothing is skipped", lambda plan: Freeze(share=0.0)),
+    "full": Arm("nothing is skipped", _open),
     "freeze": Arm("the lower half is never trained", lambda plan: Freeze(share=0.5), gated_warmup=False),
     "random": Arm(
         "each block is cut off with probability 0.5 (DropBP)",
@@ -119,5 +127,9 @@ ARMS: Mapping[str, Arm] = {
         lambda plan: Multirate(share=0.5, every=4),
         drift=0.5,
     ),
+    "near": Arm("in every other step gradients go down by the residual stream alone", _open, near=((), near())),
+    "near-4": Arm("near in three of four steps", _open, near=((), near(), near(), near())),
+    "near-halves": Arm("near in the lower and the upper half by turns", _open, near=(near(high=0.5), near(low=0.5))),
+    "near-high": Arm("near in the upper half, always", _open, near=(near(low=0.5),)),
 }
-"""Every arm, by name. The last eight are trials."""
+"""Every arm, by name. From ``micro`` on they are trials."""

@@ -15,11 +15,12 @@ from torch import nn
 
 import skiplora_fx
 
-from .arms import ARMS
+from .arms import ARMS, Arm
+from .near import Pattern, near_mask
 from .settings import Settings
 from .store import Store
 from .tasks import Rows, Task
-from .training import Run
+from .training import Run, Trainer
 
 MOST_MASKS = 10
 """Of an arm with more different masks than this, so many are timed, evenly drawn from its schedule."""
@@ -30,6 +31,7 @@ class Kind(NamedTuple):
 
     scope: str
     rows: int
+    near: Pattern = ()
 
 
 class Sample(NamedTuple):
@@ -60,7 +62,9 @@ class Runner:
         return Sample(end - start, end - middle)
 
     def force(self, mask: str, names: Sequence[str]) -> None:
-        """Have gates open where ``mask`` has a 1."""
+        """Have gates open where ``mask`` has a 1; where it has an ``i`` the model was compiled for it."""
+        if "i" in mask:
+            return
         for name, wanted, present in zip(names, mask, self.forced or "-" * len(mask), strict=True):
             if wanted != present:
                 skiplora_fx.set_threshold(self.model, 0.0 if wanted == "1" else math.inf, name)
@@ -71,23 +75,22 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int) -> Non
     """Time the masks of all arms in the store, and write ``timing`` there: see :func:`summary`."""
     runs = {run.arm: run for run in sorted(store.runs(), key=lambda run: (run.length, -run.seed))}  # the longest
     chosen = {arm: chosen_masks(run) for arm, run in runs.items()}
-    kinds = {arm: Kind(ARMS[arm].scope, settings.batch // ARMS[arm].micro) for arm in runs}
     names = next(iter(runs.values())).sites
+    kinds = {
+        (arm, mask): kind_of(ARMS[arm], mask, names, settings) for arm, weights in chosen.items() for mask in weights
+    }
     task.reset(0)
     reference = Runner(_compiled(task.loss, "inductor", {}), _batch(task, settings.batch))
-    runners = {kind: _gated(task, kind) for kind in dict.fromkeys(kinds.values())}
+    runners = {kind: _runner(task, kind, settings) for kind in dict.fromkeys(kinds.values())}
     for runner in (reference, *runners.values()):
         for _ in range(3):
             runner.step()
-    jobs = [(kinds[arm], mask) for arm, weights in chosen.items() for mask in weights]
     for _ in range(rounds):
-        for kind, mask in dict.fromkeys(jobs):
+        for kind, mask in dict.fromkeys((kind, mask) for (_, mask), kind in kinds.items()):
             runner = runners[kind]
             runner.force(mask, names)
             runner.samples.setdefault(mask, []).append((runner.step(), reference.step()))
-    medians = {
-        kind: {mask: median_ratio(pairs) for mask, pairs in runner.samples.items()} for kind, runner in runners.items()
-    }
+    medians = {key: median_ratio(runners[kind].samples[key[1]]) for key, kind in kinds.items()}
     full = [pair[1] for runner in runners.values() for pairs in runner.samples.values() for pair in pairs]
     store.write(
         "timing",
@@ -99,9 +102,18 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int) -> Non
             "rounds": rounds,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "arms": {arm: summary(chosen[arm], medians[kinds[arm]], ARMS[arm].micro) for arm in runs},
+            "arms": {
+                arm: summary(weights, {mask: medians[arm, mask] for mask in weights}, ARMS[arm].micro)
+                for arm, weights in chosen.items()
+            },
         },
     )
+
+
+def kind_of(arm: Arm, mask: str, names: Sequence[str], settings: Settings) -> Kind:
+    """Return what has to be compiled for a mask of an arm."""
+    pattern = next((pattern for pattern in arm.near if "i" in mask and near_mask(pattern, names) == mask), ())
+    return Kind(arm.scope, settings.batch // arm.micro, pattern)
 
 
 def chosen_masks(run: Run) -> dict[str, float]:
@@ -133,7 +145,11 @@ def median_ratio(pairs: Sequence[tuple[Sample, Sample]]) -> Sample:
     return Sample(step, statistics.median(mine.backward / full.backward for mine, full in pairs))
 
 
-def _gated(task: Task, kind: Kind) -> Runner:
+def _runner(task: Task, kind: Kind, settings: Settings) -> Runner:
+    if kind.near:
+        model = Trainer(task, settings).near_program(kind.near)
+        model.compile(backend="inductor", dynamic=False)
+        return Runner(model, _batch(task, kind.rows))
     options = {"threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "scope": kind.scope}
     return Runner(_compiled(task.loss, "skiplora", options), _batch(task, kind.rows))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import skiplora_fx
 
 from .arms import Arm, Plan
+from .near import Pattern, detached_inputs, near_mask
 from .settings import Settings
 from .tasks import Rows, Task
 
@@ -31,7 +32,8 @@ class Run:
         steps: optimizer steps.
         scores: on the test rows.
         sites: names of the gated adapters, in the order of the forward.
-        masks: the different sets of decisions that there were, a 1 for each open gate, in the order of ``sites``.
+        masks: the different sets of decisions that there were, a 1 for each open gate, in the order of ``sites``; ``i``
+            for an adapter that trains while nothing goes below its layer.
         schedule: index into ``masks`` for each backward.
         ratios: mean M of each site at the end.
         losses: of each step, on its own batch.
@@ -60,6 +62,7 @@ class Trainer:
         self.task = task
         self.settings = settings
         self._exported: dict[int, Any] = {}
+        self._near: dict[Pattern, nn.Module] = {}
 
     def run(self, name: str, arm: Arm, length: float, seed: int) -> Run:
         """Train one run and judge it."""
@@ -81,19 +84,20 @@ class Trainer:
         )
         drift = Drift(task.trained(), arm.drift)
         masks, losses = MaskLog(), []
-        for _, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
+        for step, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
             optimizer.zero_grad(set_to_none=True)
             opened: list[int] = []
             losses.append(0.0)
+            pattern = arm.near[step % len(arm.near)] if arm.near and step >= plan.warmup else ()
             for part in _parts(batch, arm.micro):
-                loss = gated(*part) / arm.micro
+                loss = (self.near_program(pattern) if pattern else gated)(*part) / arm.micro
                 loss.backward()
                 losses[-1] += float(loss.detach())
                 sites = skiplora_fx.sites(gated)
                 opened = opened or [0] * len(sites)
                 mask = [not site.skipped for site in sites]
                 opened = [count + is_open for count, is_open in zip(opened, mask, strict=True)]
-                masks.add(mask)
+                masks.add(near_mask(pattern, [site.name for site in sites]) if pattern else mask_of(mask))
             if arm.micro > 1:
                 _scale(task.loss, [site.name for site in sites], opened, arm.micro)
             drift.before_step()
@@ -114,6 +118,14 @@ class Trainer:
             [round(loss, 4) for loss in losses],
         )
 
+    def near_program(self, pattern: Pattern) -> nn.Module:
+        """Return the loss of a whole batch, with the inputs of some layers detached."""
+        if pattern not in self._near:
+            examples = tuple(column[: self.settings.batch] for column in self.task.train)
+            with detached_inputs(self.task.loss, pattern):
+                self._near[pattern] = torch.export.export(self.task.loss, examples).module()
+        return self._near[pattern]
+
     def _program(self, size: int) -> Any:
         if size not in self._exported:
             examples = tuple(column[:size] for column in self.task.train)
@@ -128,12 +140,16 @@ class MaskLog:
     masks: list[str] = field(default_factory=list)
     schedule: list[int] = field(default_factory=list)
 
-    def add(self, open: Sequence[bool]) -> None:
+    def add(self, mask: str) -> None:
         """Note the decisions of one backward."""
-        mask = "".join("1" if is_open else "0" for is_open in open)
         if mask not in self.masks:
             self.masks.append(mask)
         self.schedule.append(self.masks.index(mask))
+
+
+def mask_of(opens: Sequence[bool]) -> str:
+    """Return decisions as a mask."""
+    return "".join("1" if is_open else "0" for is_open in opens)
 
 
 class Drift:
