@@ -8,6 +8,7 @@ from . import policy
 from .apply import apply
 from .attach import attach
 from .config import SkipLoraConfig
+from .divergence import DivergenceWarning
 from .errors import ConfigError, FileError, InternalError, SkipLoraError, UsageError
 from .explain import Explanation, explain
 from .failures import FallbackWarning
@@ -19,6 +20,7 @@ from .report import report
 
 __all__ = [
     "ConfigError",
+    "DivergenceWarning",
     "Explanation",
     "FallbackWarning",
     "FileError",

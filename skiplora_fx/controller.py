@@ -143,7 +143,11 @@ class Controller:
 
     def _held(self, site: LiveSite, threshold: float) -> float:
         """Return a threshold that decides before the forward where that is asked for, by the last ratio."""
-        if self.config.decision == "current" or threshold in (OPEN, SHUT):
+        if self.config.decision == "current":
+            return threshold
+        if math.isnan(site.ratio) and site.backwards:
+            return OPEN  # as in a graph that decides by its own forward: what diverges is not skipped
+        if threshold in (OPEN, SHUT):
             return threshold
         return SHUT if site.ratio < threshold else OPEN
 

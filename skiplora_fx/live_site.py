@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
+from .divergence import warn_of_nan
 from .policy import SiteHistory, site_id
 from .site import Site
 
@@ -176,6 +177,8 @@ class LiveSite:
         self.shut += counted and not open
         if math.isfinite(ratio):
             self._average(ratio)
+        elif math.isnan(ratio):
+            warn_of_nan(self.name, self.clock)
 
     def begin_step(self) -> None:
         """Forget what went into ``.grad``."""

@@ -28,6 +28,7 @@ class StepClock:
         timed: whether backwards are timed.
         backward_seconds: of the backwards since the last step, as far as they have been read.
         saved: what a checkpoint says of controllers that are still to be made.
+        diverged: whether an M was not a number, and that was said.
     """
 
     steps: int = 0
@@ -35,6 +36,7 @@ class StepClock:
     timed: bool = False
     backward_seconds: float = 0.0
     saved: list[SavedController] = field(default_factory=list)
+    diverged: bool = False
     _controllers: list[weakref.ref[Controller]] = field(default_factory=list)
     _begun_in: dict[int, int] = field(default_factory=dict)
 
