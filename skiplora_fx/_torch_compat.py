@@ -52,6 +52,7 @@ __all__ = [
     "is_compiled_wrapper",
     "is_constant_name",
     "is_inductor_option",
+    "is_wrapper",
     "mode_options",
     "placeholder_source",
     "save_not_recompute",
@@ -61,7 +62,7 @@ __all__ = [
     "trace_structured",
     "traced_module",
     "tree_leaves",
-    "unwrap_compiled",
+    "unwrapped",
 ]
 
 
@@ -163,11 +164,16 @@ def _is_trained(node: fx.Node) -> bool:
     return isinstance(value, nn.Parameter) and value.requires_grad
 
 
-def unwrap_compiled(model: nn.Module) -> nn.Module:
-    """Return the module inside the wrapper that ``torch.compile(module)`` returns, or ``model`` itself."""
-    from torch._dynamo import OptimizedModule
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside what only wraps it, or ``model`` itself."""
+    while is_wrapper(model):
+        model = cast(nn.Module, model._orig_mod if is_compiled_wrapper(model) else model.module)
+    return model
 
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
+
+def is_wrapper(model: nn.Module) -> bool:
+    """Return whether ``model`` wraps another and is none itself: ``torch.compile(module)``, and data parallelism."""
+    return is_compiled_wrapper(model) or isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
 
 
 def is_compiled_wrapper(model: object) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._torch_compat import compile_with_inductor, mode_options, static_fake, traced_module
+from ._torch_compat import compile_with_inductor, mode_options, static_fake, traced_module, unwrapped
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
@@ -53,7 +53,7 @@ def skiplora(
         ConfigError: an option is unknown or out of range, or a threshold's glob matches no site.
         Exception: a pass failed, with ``strict=True``.
     """
-    config = SkipLoraConfig.from_options(options)
+    config = SkipLoraConfig.from_options(options).in_processes()
     inductor = {**mode_options(mode), **config.inductor}
     if not torch.is_grad_enabled():
         return _remembering_home(compile_with_inductor(gm, example_inputs, inductor), gm, example_inputs)
@@ -81,7 +81,7 @@ def _compile_gated(
     held = config.decision == "previous"
     pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
     pipeline.on_pass = watched(pipeline)
-    root = traced_module(gm)
+    root = _compiled_module(gm)
     with failures.noted("find_lora or insert_gates"):
         findings = pipeline.rewrite_dynamo(gm)
     if pipeline.gated is None:
@@ -97,6 +97,11 @@ def _compile_gated(
     hooked = with_hooks(inductor, pipeline, config, failures)
     compiled = compile_with_inductor(pipeline.gated.gm, [*example_inputs, thresholds], hooked)
     return GatedGraph(compiled, slots, config, root, lambda: pipeline.flops)
+
+
+def _compiled_module(gm: fx.GraphModule) -> nn.Module | None:
+    module = traced_module(gm)
+    return unwrapped(module) if module is not None else None
 
 
 def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
@@ -124,7 +129,7 @@ def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence
 
 def _remembering_home(compiled: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     trained = (place for place, value in enumerate(inputs) if isinstance(value, nn.Parameter) and value.requires_grad)
-    position, root = next(trained, None), traced_module(gm)
+    position, root = next(trained, None), _compiled_module(gm)
     if position is None or root is None or not root.training:
         return compiled
     return TrainingWithoutAutograd(compiled, position, root)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._torch_compat import current_backward
+from .ranks import Ranks
 from .saved_state import SavedController
 from .stopwatch import Stopwatch
 
@@ -28,6 +29,7 @@ class StepClock:
         timed: whether backwards are timed.
         backward_seconds: of the backwards since the last step, as far as they have been read.
         saved: what a checkpoint says of controllers that are still to be made.
+        ranks: the processes that step together, if an optimizer moves it.
     """
 
     steps: int = 0
@@ -35,6 +37,7 @@ class StepClock:
     timed: bool = False
     backward_seconds: float = 0.0
     saved: list[SavedController] = field(default_factory=list)
+    ranks: Ranks | None = None
     _controllers: list[weakref.ref[Controller]] = field(default_factory=list)
     _begun_in: dict[int, int] = field(default_factory=dict)
 
