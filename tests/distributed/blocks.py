@@ -15,15 +15,15 @@ from torch import Tensor, nn
 import skiplora_fx
 from skiplora_fx.policy import Observation, Policy
 
-BLOCKS, WIDTH = 3, 16
+BLOCKS, WIDTH = 2, 16
 SITES = tuple(f"base_model.model.blocks.{block}.{name}" for block in range(BLOCKS) for name in ("up", "down"))
 MASKS: dict[str, tuple[bool, ...]] = {
-    "all open": (True,) * 6,
-    "all shut": (False,) * 6,
-    "a prefix shut": (False, False, False, True, True, True),
-    "a suffix shut": (True, True, True, True, False, False),
-    "at random": (True, False, False, True, False, True),
-    "one open": (False, False, True, False, False, False),
+    "all open": (True, True, True, True),
+    "all shut": (False, False, False, False),
+    "a prefix shut": (False, False, True, True),
+    "a suffix shut": (True, True, True, False),
+    "at random": (True, False, False, True),
+    "one open": (False, True, False, False),
 }
 
 
