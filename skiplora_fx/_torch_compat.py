@@ -51,6 +51,7 @@ __all__ = [
     "has_side_effect",
     "is_compiled_wrapper",
     "is_constant_name",
+    "is_ddp_piece",
     "is_inductor_option",
     "is_wrapper",
     "mode_options",
@@ -162,6 +163,15 @@ def _owner_in(frame: Any, gm: fx.GraphModule) -> nn.Module | None:
 def _is_trained(node: fx.Node) -> bool:
     value = node.meta.get("example_value")
     return isinstance(value, nn.Parameter) and value.requires_grad
+
+
+def is_ddp_piece(example_inputs: Sequence[Any]) -> bool:
+    """Return whether a graph that a backend is given with these inputs is one that DDPOptimizer has cut from another.
+
+    It knows the inputs of the pieces as fake tensors only; whole graphs come with real ones.
+    """
+    inside = nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None  # what Dynamo asks as well
+    return inside and any(isinstance(value, FakeTensor) for value in example_inputs)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

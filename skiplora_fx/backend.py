@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._torch_compat import compile_with_inductor, mode_options, static_fake, traced_module, unwrapped
+from ._torch_compat import compile_with_inductor, is_ddp_piece, mode_options, static_fake, traced_module, unwrapped
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
@@ -21,7 +21,7 @@ from .failures import Failures, warn_of_failure
 from .inductor_hooks import with_hooks
 from .live import has_states
 from .live_site import Slot
-from .nothing_found import NoLoRAWarning, nothing_found
+from .nothing_found import NoLoRAWarning, cut_apart, nothing_found
 from .passes import Pipeline
 from .policy import make_policy, needs
 from .registry import learn_home, name_of
@@ -84,6 +84,8 @@ def _compile_gated(
     root = _compiled_module(gm)
     with failures.noted("find_lora or insert_gates"):
         findings = pipeline.rewrite_dynamo(gm)
+    if is_ddp_piece(example_inputs):
+        _warn_of_halves(findings, root)
     if pipeline.gated is None:
         if not findings.sites:
             _warn_if_nothing_to_gate(findings, root)
@@ -153,6 +155,15 @@ def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_of_halves(findings: Findings, root: nn.Module | None) -> None:
+    """Warn once for each model of what trains and is not gated in a piece of its graph."""
+    if not findings.rejections or (root is not None and root in _warned):
+        return
+    if root is not None:
+        _warned.add(root)
+    warnings.warn(cut_apart(findings), NoLoRAWarning, stacklevel=2)
 
 
 def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None:

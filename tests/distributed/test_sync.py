@@ -50,7 +50,7 @@ def _decisions(attachment: Any) -> list[float]:
 
 def by_thresholds() -> list[tuple[list[float], list[float], str]]:
     """Train with a threshold amid the ratios; return ratios, decisions and the whole state after each step."""
-    model, wrapped, optimizer = _ddp(threshold=0.3)
+    model, wrapped, optimizer = _ddp(threshold=1.14)
     attachment = skiplora_fx.attach(model, optimizer)
     found = []
     for _ in range(STEPS):
