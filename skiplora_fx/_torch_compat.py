@@ -51,7 +51,9 @@ __all__ = [
     "has_side_effect",
     "is_compiled_wrapper",
     "is_constant_name",
+    "is_ddp_piece",
     "is_inductor_option",
+    "is_wrapper",
     "mode_options",
     "placeholder_source",
     "save_not_recompute",
@@ -61,7 +63,7 @@ __all__ = [
     "trace_structured",
     "traced_module",
     "tree_leaves",
-    "unwrap_compiled",
+    "unwrapped",
 ]
 
 
@@ -163,11 +165,25 @@ def _is_trained(node: fx.Node) -> bool:
     return isinstance(value, nn.Parameter) and value.requires_grad
 
 
-def unwrap_compiled(model: nn.Module) -> nn.Module:
-    """Return the module inside the wrapper that ``torch.compile(module)`` returns, or ``model`` itself."""
-    from torch._dynamo import OptimizedModule
+def is_ddp_piece(example_inputs: Sequence[Any]) -> bool:
+    """Return whether a graph that a backend is given with these inputs is one that DDPOptimizer has cut from another.
 
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
+    It knows the inputs of the pieces as fake tensors only; whole graphs come with real ones.
+    """
+    inside = nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None  # what Dynamo asks as well
+    return inside and any(isinstance(value, FakeTensor) for value in example_inputs)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside what only wraps it, or ``model`` itself."""
+    while is_wrapper(model):
+        model = cast(nn.Module, model._orig_mod if is_compiled_wrapper(model) else model.module)
+    return model
+
+
+def is_wrapper(model: nn.Module) -> bool:
+    """Return whether ``model`` wraps another and is none itself: ``torch.compile(module)``, and data parallelism."""
+    return is_compiled_wrapper(model) or isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel))
 
 
 def is_compiled_wrapper(model: object) -> bool:

@@ -91,7 +91,7 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
 
 
 def _config(options: dict[str, Any]) -> SkipLoraConfig:
-    config = SkipLoraConfig.from_options(options)
+    config = SkipLoraConfig.from_options(options).in_processes()
     if config.inductor:
         names = ", ".join(map(repr, config.inductor))
         raise ConfigError(

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._torch_compat import unwrap_compiled
+from ._torch_compat import unwrapped
 from .errors import UsageError
 from .gradients import drop_gradients, measure_gradients, total_norm
 from .live_site import LiveSite
 from .policy import needs
+from .ranks import Ranks, is_first
 from .registry import (
     clocks_of,
     flush,
@@ -27,6 +29,7 @@ from .registry import (
     trained_parameters,
 )
 from .saved_state import read_state, state_of
+from .shared_step import SharedSteps
 from .step_clock import StepClock
 from .step_log import StepLog
 
@@ -42,6 +45,7 @@ class Attachment:
 
     clock: StepClock
     log: StepLog | None
+    _shared: SharedSteps
     _handles: list[Any] = field(default_factory=list)
     _measured: list[LiveSite] = field(default_factory=list)
 
@@ -54,6 +58,7 @@ class Attachment:
         for controller in list(self.clock.controllers()):
             controller.count_by(StepClock(self.clock.steps))
         flush()
+        self._shared.ranks.close()
         if self.log is not None:
             self.log.close()
 
@@ -107,7 +112,13 @@ class Attachment:
             controller.resume(saved)
 
 
-def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Path | None = None) -> Attachment:
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    log: str | Path | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Attachment:
     """Count the steps of ``optimizer`` as the model's training steps.
 
     Warm-up, probing and policies are counted in steps. Without this each backward is one, which differs as soon as
@@ -116,24 +127,33 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, *, log: str | Pat
     One optimizer counts a model's steps: what was attached to it before is removed. Where several train it, attach
     the one that steps last.
 
+    In a run of several processes each of them attaches, and each of the optimizer's steps is one at which they tell
+    each other what they saw (``sync="mean"``, see docs/distributed.md).
+
     Args:
         model: the model, before or after it is compiled.
         optimizer: an optimizer over its parameters; a wrapper with an ``.optimizer`` inside will do.
-        log: a file to which a line of JSON is appended for each step, see :class:`~skiplora_fx.step_log.StepLog`.
+        log: a file to which a line of JSON is appended for each step, see :class:`~skiplora_fx.step_log.StepLog`. Of
+            several processes the first writes.
+        group: the processes that train this model together; None for all.
 
     Raises:
         UsageError: ``optimizer`` is none, or trains no parameter of ``model``.
         FileError: ``log`` cannot be written, or holds something else.
     """
-    model, optimizer = unwrap_compiled(model), _innermost(optimizer)
+    model, optimizer = unwrapped(model), _innermost(optimizer)
     trained = trained_parameters(model)
     _check_optimizer(optimizer, trained)
-    written = StepLog(log) if log is not None else None  # before anything is changed: it may not be writable
+    written = (
+        StepLog(log) if log is not None and is_first(group) else None
+    )  # before anything is changed: it may not be writable
     learn_names(model)
     clocks = clocks_of(model)
     steps = max((clock.steps for clock in clocks), default=0)
     saved = [saved for clock in clocks for saved in clock.saved]
-    attachment = Attachment(StepClock(steps, attached=True, timed=log is not None, saved=saved), written)
+    ranks = Ranks(group)
+    clock = StepClock(steps, attached=True, timed=written is not None, saved=saved, ranks=ranks)
+    attachment = Attachment(clock, written, SharedSteps(model, ranks))
     note_attached(model, attachment)
     attachment._handles += [
         optimizer.register_step_pre_hook(partial(_before_step, attachment)),
@@ -159,6 +179,7 @@ def _before_step(attachment: Attachment, optimizer: object, args: tuple[Any, ...
 
 def _look_at_gradients(attachment: Attachment) -> None:
     controllers = list(attachment.clock.controllers())
+    attachment._shared.share(controllers, attachment.clock.steps)
     dropping = [controller for controller in controllers if controller.config.skipped_grad == "none"]
     logged = attachment.log is not None
     measuring = [controller for controller in controllers if logged or needs(controller.policy, "gradients")]

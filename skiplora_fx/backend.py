@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._torch_compat import compile_with_inductor, mode_options, static_fake, traced_module
+from ._torch_compat import compile_with_inductor, is_ddp_piece, mode_options, static_fake, traced_module, unwrapped
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
@@ -21,7 +21,7 @@ from .failures import Failures, warn_of_failure
 from .inductor_hooks import with_hooks
 from .live import has_states
 from .live_site import Slot
-from .nothing_found import NoLoRAWarning, nothing_found
+from .nothing_found import NoLoRAWarning, cut_apart, nothing_found
 from .passes import Pipeline
 from .policy import make_policy, needs
 from .registry import learn_home, name_of
@@ -53,7 +53,7 @@ def skiplora(
         ConfigError: an option is unknown or out of range, or a threshold's glob matches no site.
         Exception: a pass failed, with ``strict=True``.
     """
-    config = SkipLoraConfig.from_options(options)
+    config = SkipLoraConfig.from_options(options).in_processes()
     inductor = {**mode_options(mode), **config.inductor}
     if not torch.is_grad_enabled():
         return _remembering_home(compile_with_inductor(gm, example_inputs, inductor), gm, example_inputs)
@@ -81,9 +81,11 @@ def _compile_gated(
     held = config.decision == "previous"
     pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
     pipeline.on_pass = watched(pipeline)
-    root = traced_module(gm)
+    root = _compiled_module(gm)
     with failures.noted("find_lora or insert_gates"):
         findings = pipeline.rewrite_dynamo(gm)
+    if is_ddp_piece(example_inputs):
+        _warn_of_halves(findings, root)
     if pipeline.gated is None:
         if not findings.sites:
             _warn_if_nothing_to_gate(findings, root)
@@ -97,6 +99,11 @@ def _compile_gated(
     hooked = with_hooks(inductor, pipeline, config, failures)
     compiled = compile_with_inductor(pipeline.gated.gm, [*example_inputs, thresholds], hooked)
     return GatedGraph(compiled, slots, config, root, lambda: pipeline.flops)
+
+
+def _compiled_module(gm: fx.GraphModule) -> nn.Module | None:
+    module = traced_module(gm)
+    return unwrapped(module) if module is not None else None
 
 
 def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
@@ -124,7 +131,7 @@ def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence
 
 def _remembering_home(compiled: Callable[..., Any], gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     trained = (place for place, value in enumerate(inputs) if isinstance(value, nn.Parameter) and value.requires_grad)
-    position, root = next(trained, None), traced_module(gm)
+    position, root = next(trained, None), _compiled_module(gm)
     if position is None or root is None or not root.training:
         return compiled
     return TrainingWithoutAutograd(compiled, position, root)
@@ -148,6 +155,15 @@ def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_of_halves(findings: Findings, root: nn.Module | None) -> None:
+    """Warn once for each model of what trains and is not gated in a piece of its graph."""
+    if not findings.rejections or (root is not None and root in _warned):
+        return
+    if root is not None:
+        _warned.add(root)
+    warnings.warn(cut_apart(findings), NoLoRAWarning, stacklevel=2)
 
 
 def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._torch_compat import capture_graphs, unwrap_compiled
+from ._torch_compat import capture_graphs, unwrapped
 from .errors import UsageError, compiler_error, reason_of
 
 
@@ -22,7 +22,7 @@ def module_of(model: Any, caller: str) -> nn.Module:
         return model.module()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{caller} needs a model, a torch.nn.Module, got {type(model).__name__}")
-    return unwrap_compiled(model)
+    return unwrapped(model)
 
 
 def capture(

@@ -6,17 +6,19 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ._torch_compat import is_inductor_option
 from .errors import ConfigError
 from .policy import make_policy
+from .ranks import several
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "scope": ("adapter", "layer"),
     "decision": ("current", "previous"),
     "skipped_grad": ("zero", "none"),
+    "sync": ("mean", "none"),
 }
 """The options that take one of a few words."""
 
@@ -49,6 +51,10 @@ class SkipLoraConfig:
             zeros, with which an optimizer's momentum and weight decay still move it. ``"none"``: None, if its gate
             was shut in every backward of the step, and the optimizer leaves it alone. Needs
             :func:`~skiplora_fx.attach`.
+        sync: what several processes of a run do. ``"mean"``: at each optimizer's step they exchange what they saw, M is
+            the mean over all of them, and all decide alike, before each step as with ``decision="previous"``. Needs
+            :func:`~skiplora_fx.attach`, on every rank. ``"none"``: each decides for itself. Without a process group of
+            :mod:`torch.distributed` both are the same.
         strict: whether a pass that fails stops the compile. If not, that graph is compiled without gates, or without
             leaving work out, and a :class:`~skiplora_fx.FallbackWarning` says why.
         disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.
@@ -67,6 +73,7 @@ class SkipLoraConfig:
     min_active: int = 0
     decision: str = "current"
     skipped_grad: str = "zero"
+    sync: str = "mean"
     strict: bool = False
     disable_passes: tuple[str, ...] = ()
     inductor: Mapping[str, Any] = field(default_factory=dict)
@@ -93,6 +100,10 @@ class SkipLoraConfig:
         given = dict(options or {})
         inductor = {name: given.pop(name) for name in list(given) if name not in own}
         return cls(**given, inductor=inductor)
+
+    def in_processes(self) -> SkipLoraConfig:
+        """Return the options as they hold in this process: what several decide together holds for a step."""
+        return replace(self, decision="previous") if self.sync == "mean" and several() else self
 
     def threshold_of(self, name: str) -> float:
         """Return τ of the site called ``name``."""

@@ -20,6 +20,7 @@ from .live_site import LiveSite
 from .model_graphs import FlopsOf, ModelGraphs
 from .policy import OPEN, SHUT, MinActive, Observation, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
 from .policy.wrappers import Wrapper
+from .ranks import several
 from .saved_state import SavedController
 from .step_clock import StepClock
 
@@ -117,11 +118,13 @@ class Controller:
                 self._decided[site] = before.get(site, self._held(site, threshold))
 
     def _warn_if_nobody_counts(self, step: int) -> None:
-        if step and not self._warned and self.config.skipped_grad == "none" and not self.clock.attached:
+        if not step or self._warned or self.clock.attached:
+            return
+        lost = _lost_without_optimizer(self.config)
+        if lost:
             self._warned = True
             warnings.warn(
-                "skipped_grad='none' takes effect at an optimizer's step, and skiplora knows of no optimizer: "
-                "gradients of what is skipped stay zeros. Call skiplora_fx.attach(model, optimizer) before training.",
+                f"{lost} Call skiplora_fx.attach(model, optimizer) before training{_ON_EVERY_RANK * several()}.",
                 stacklevel=2,
             )
 
@@ -225,6 +228,25 @@ def _checked(policy: object, said: Any, sites: Sequence[SiteHistory]) -> list[fl
                 f"{start} {threshold!r} for {site.id}; it must be a number >= 0 (0 keeps the gate open, inf shut)"
             )
     return [float(threshold) for threshold in thresholds]
+
+
+def _lost_without_optimizer(config: SkipLoraConfig) -> str:
+    """Return what the options ask for and only happens at an optimizer's step, in words."""
+    lost = ""
+    if config.skipped_grad == "none":
+        lost = (
+            "skipped_grad='none' takes effect at an optimizer's step, and skiplora knows of no optimizer: "
+            "gradients of what is skipped stay zeros."
+        )
+    if config.sync == "mean" and several():
+        lost += " " * bool(lost) + (
+            "sync='mean' has the ranks tell each other at an optimizer's step what they saw, and skiplora knows of no "
+            "optimizer: each rank decides for itself, as with sync='none'."
+        )
+    return lost
+
+
+_ON_EVERY_RANK = ", on every rank"
 
 
 def _wrapped(policy: Any, config: SkipLoraConfig) -> Any:

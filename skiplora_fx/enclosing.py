@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from ._torch_compat import is_compiled_wrapper
+from ._torch_compat import is_wrapper
 
 _RESUMED = "torch_dynamo_resume_in_"
 """Before the name of a function whose rest Dynamo runs after a graph break."""
@@ -21,7 +21,7 @@ def outermost(holds: Callable[[nn.Module], bool]) -> nn.Module | None:
     """
     found = None
     for module in _running():
-        if not _is_wrapper(module) and holds(module):
+        if not is_wrapper(module) and holds(module):
             found = module
     return found
 
@@ -60,7 +60,3 @@ def _running() -> Iterator[nn.Module]:
             owners = map(frame.f_locals.get, dict.fromkeys(("self", *first)))
             yield from (owner for owner in owners if isinstance(owner, nn.Module))
         frame = frame.f_back
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    return is_compiled_wrapper(module) or isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))

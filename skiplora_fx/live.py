@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ._torch_compat import unwrap_compiled
+from ._torch_compat import unwrapped
 from .config import checked_threshold, match_sites
 from .errors import UsageError
 from .live_site import LiveSite, SiteState
@@ -73,7 +73,7 @@ def has_states(model: nn.Module) -> bool:
 
 def live_sites(model: nn.Module) -> Iterator[LiveSite]:
     """Yield the sites of ``model`` that train: what was frozen since is gated no more."""
-    model = unwrap_compiled(model)
+    model = unwrapped(model)
     learn_names(model)
     flush()
     yield from sites_of(trained_parameters(model), owners_in(model))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, fx
 
@@ -75,6 +75,26 @@ class SiteState:
     backwards: int
 
 
+class Seen(NamedTuple):
+    """What was seen of a site since the ranks last told each other, or, added up, by all of them.
+
+    Attributes:
+        ratios: sum of M over the backwards.
+        backwards: how many there were.
+        opens: in how many of them its gate was open.
+        counted: how many came after the warm-up.
+        backwards_in_step: how many of them are in ``.grad``.
+        opens_in_step: in how many of those its gate was open.
+    """
+
+    ratios: float = 0.0
+    backwards: float = 0
+    opens: float = 0
+    counted: float = 0
+    backwards_in_step: float = 0
+    opens_in_step: float = 0
+
+
 @dataclass(eq=False)
 class LiveSite:
     """The state of a site as the runtime keeps it.
@@ -112,6 +132,7 @@ class LiveSite:
     backwards_in_step: int = 0
     opens_in_step: int = 0
     _begun_in: int = -1
+    _seen: Seen = field(default_factory=Seen)
 
     @property
     def id(self) -> str:
@@ -160,6 +181,8 @@ class LiveSite:
     def record(self, ratio: float, open: bool, counted: bool, anew: bool = False) -> None:
         """Note one backward: its ratio, whether the gate was open, whether the warm-up was over.
 
+        Where several ranks decide together it is learnt from when they have told each other.
+
         Args:
             ratio: M.
             open: whether the gate was.
@@ -168,13 +191,41 @@ class LiveSite:
         """
         if anew:
             self.begin_step()
-        self.ratio, self.skipped = ratio, not open
         self.backwards_in_step += 1
         self.opens_in_step += open
-        self.since_open = 0 if open else self.since_open + 1
-        self.backwards += 1
+        if self._is_shared():
+            seen = self._seen
+            self._seen = Seen(seen.ratios + ratio, seen.backwards + 1, seen.opens + open, seen.counted + counted)
+        else:
+            self._learn(ratio, open, 1, int(counted))
+
+    def unshared(self) -> Seen:
+        """Return what the other ranks are still to be told."""
+        return self._seen._replace(backwards_in_step=self.backwards_in_step, opens_in_step=self.opens_in_step)
+
+    def learn_from_all(self, total: Seen, ranks: int) -> None:
+        """Note what all ranks have seen, added up; where they had different numbers of backwards, the mean, rounded up.
+
+        Args:
+            total: the sum.
+            ranks: how many there are.
+        """
+        self._seen = Seen()
+        self.backwards_in_step, self.opens_in_step = int(total.backwards_in_step), int(total.opens_in_step)
+        if total.backwards:
+            backwards, counted = math.ceil(total.backwards / ranks), math.ceil(total.counted / ranks)
+            self._learn(total.ratios / total.backwards, total.opens > 0, backwards, counted)
+
+    def _is_shared(self) -> bool:
+        ranks = self.clock.ranks
+        return ranks is not None and ranks.several and self.controller.config.sync == "mean"
+
+    def _learn(self, ratio: float, open: bool, backwards: int, counted: int) -> None:
+        self.ratio, self.skipped = ratio, not open
+        self.since_open = 0 if open else self.since_open + backwards
+        self.backwards += backwards
         self.counted += counted
-        self.shut += counted and not open
+        self.shut += 0 if open else counted
         if math.isfinite(ratio):
             self._average(ratio)
         elif math.isnan(ratio):
@@ -248,7 +299,7 @@ _SAVED_NUMBERS = (
     "overridden",
     "threshold",
 )
-_SEEN = {field.name for field in fields(SiteHistory)}
+_SEEN = {seen.name for seen in fields(SiteHistory)}
 _WORDS, _FLAGS, _COUNTS = (
     ("name", "adapter"),
     ("trains", "skipped", "overridden"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._torch_compat import current_backward
+from .ranks import Ranks
 from .saved_state import SavedController
 from .stopwatch import Stopwatch
 
@@ -29,6 +30,7 @@ class StepClock:
         backward_seconds: of the backwards since the last step, as far as they have been read.
         saved: what a checkpoint says of controllers that are still to be made.
         diverged: whether an M was not a number, and that was said.
+        ranks: the processes that step together, if an optimizer moves it.
     """
 
     steps: int = 0
@@ -37,6 +39,7 @@ class StepClock:
     backward_seconds: float = 0.0
     saved: list[SavedController] = field(default_factory=list)
     diverged: bool = False
+    ranks: Ranks | None = None
     _controllers: list[weakref.ref[Controller]] = field(default_factory=list)
     _begun_in: dict[int, int] = field(default_factory=dict)
 

@@ -1,0 +1,79 @@
+"""The processes of a run that decide together."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UsageError
+
+
+def several(group: dist.ProcessGroup | None = None) -> bool:
+    """Return whether this is one of several processes of a group; None stands for the default group."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def is_first(group: dist.ProcessGroup | None = None) -> bool:
+    """Return whether this process is the first of its group, or runs by itself."""
+    return not several(group) or dist.get_rank(group) == 0
+
+
+class Ranks:
+    """Exchanges numbers between the processes of a group, on the host.
+
+    They have a gloo group of their own, made at the first exchange: it takes tensors of the CPU whatever the training
+    communicates with, no exchange waits for a device's queue, and none can be taken for one of the training's.
+
+    Args:
+        group: whose processes; None for all.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._members = group
+        self._own: dist.ProcessGroup | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return several(self._members)
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return dist.get_world_size(self._members)
+
+    def add_up(self, numbers: Tensor) -> Tensor:
+        """Return the sum over all processes, float64 on the CPU, bit for bit the same in each. Each has to call it.
+
+        Args:
+            numbers: of the same shape everywhere.
+        """
+        dist.all_reduce(numbers, group=self._group())
+        return numbers
+
+    def gather(self, numbers: Tensor) -> list[Tensor]:
+        """Return what each process has given. Each has to call it.
+
+        Args:
+            numbers: of the same shape everywhere, on the CPU.
+        """
+        found = [numbers.clone() for _ in range(self.size)]
+        dist.all_gather(found, numbers, group=self._group())
+        return found
+
+    def close(self) -> None:
+        """Give the group back, unless everything is closed already."""
+        if self._own is not None and dist.is_initialized():
+            dist.destroy_process_group(self._own)
+        self._own = None
+
+    def _group(self) -> dist.ProcessGroup:
+        if self._own is None:
+            if not dist.is_gloo_available():
+                raise UsageError(
+                    "sync='mean' exchanges ratios through gloo, and this torch is built without it. Set sync='none', "
+                    "with which each process decides for itself."
+                )
+            members = dist.get_process_group_ranks(self._members)
+            self._own = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        return self._own
