@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 from .page_records import Records, types
-from .records import Diagram, GraphRecord, StageRecord
+from .records import Diagram, GraphRecord, NodeRecord, StageRecord
 
 _NOT_COMPUTED = ("placeholder", "get_attr", "output")
 
@@ -43,12 +45,22 @@ def _columns(stage: StageRecord, records: Records) -> dict[str, list[Any]]:
     """Return the nodes that compute something as columns of equal length; ``reads`` are places in them."""
     nodes = [node for node in stage.nodes if node.op not in _NOT_COMPUTED]
     places = {node.name: place for place, node in enumerate(nodes)}
+    modules = _modules(nodes)
     return {
         "name": [records.text(node.name) for node in nodes],
         "target": [records.text(node.target) for node in nodes],
         "types": [records.text(types(node)) for node in nodes],
-        "module": [records.text(node.module) for node in nodes],
+        "module": [records.text(modules[node.name]) for node in nodes],
         "region": [node.region for node in nodes],
         "flops": [node.flops or 0 for node in nodes],
         "reads": [[places[name] for name in dict.fromkeys(node.inputs) if name in places] for node in nodes],
     }
+
+
+def _modules(nodes: Sequence[NodeRecord]) -> dict[str, str]:
+    """Return where each node is drawn: autograd's sums of gradients, which have no module, around what they add up."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        around = [found[name].split(".") for name in node.inputs if found.get(name)]
+        found[node.name] = node.module or ".".join(commonprefix(around))
+    return found

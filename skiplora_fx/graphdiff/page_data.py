@@ -112,10 +112,11 @@ class _Shown:
     def data(self) -> dict[str, Any]:
         transition = self._transition
         alignment = transition.alignment
-        firsts = [self._hunk(shape.example) for shape in transition.shapes]
+        ordered = sorted(transition.shapes, key=lambda shape: -len(shape.hunks))
+        firsts = [self._hunk(shape.example) for shape in ordered]
         shapes = [
             [first, *map(self._hunk_if_there_is_room, shape.hunks[1:])]
-            for first, shape in zip(firsts, transition.shapes, strict=True)
+            for first, shape in zip(firsts, ordered, strict=True)
         ]
         text = unified(alignment, transition.labels).split("\n")
         return {

@@ -2,6 +2,8 @@
 // The backward, drawn by module; what is dead under the decisions is grey.
 
 const MOST_BOXES = 160;
+const FRAME_HEAD = 16;
+const MOST_ARROWS = 16; // of one box: those of a box that has more are left out
 
 // Draws into pane; told(text) says what a chosen node is, or what had to be closed.
 function backwardView(pane, backward, told) {
@@ -69,22 +71,26 @@ function backwardView(pane, backward, told) {
         owner[node] = element.id;
       }
     }
+    const order = new Map(shown.map(({ element }) => [element.id, element.nodes.reduce((sum, node) => sum + node, 0) / element.nodes.length]));
     const found = new Map();
     backward.nodes.reads.forEach((sources, node) => {
       for (const source of sources) {
-        if (owner[source] !== owner[node]) {
-          found.set(`${owner[source]} ${owner[node]}`, [owner[source], owner[node]]);
+        const [from, to] = [owner[source], owner[node]];
+        const up = order.get(from) > order.get(to);
+        const key = up ? `${to} ${from}` : `${from} ${to}`;
+        if (from !== to && !(up && found.has(key))) {
+          found.set(key, up ? { from: to, to: from, up } : { from, to, up });
         }
       }
     });
-    return [...found.values()];
+    return withoutHubs([...found.values()]);
   }
 
   function elementLines(element) {
     if (element.leaf) {
       const [node] = element.nodes;
       const { target, types, name } = backward.nodes;
-      return [shortened(textAt(target[node]), 30), shortened(textAt(types[node]) || textAt(name[node]), 30)];
+      return [shortened(shortTarget(textAt(target[node])), 30), shortened(textAt(types[node]) || textAt(name[node]), 30)];
     }
     const flops = element.nodes.reduce((sum, node) => sum + backward.nodes.flops[node], 0);
     return [shortened(element.title, 30), `${counted(element.nodes.length, "node")} · ${flopsText(flops)}`];
@@ -95,10 +101,10 @@ function backwardView(pane, backward, told) {
     const keys = (event) => event.key === "Enter" && close(element);
     const title = draw(
       "text",
-      { x: 8, y: 13, class: "frame-title", tabindex: 0, role: "button", onclick: () => close(element), onkeydown: keys },
+      { x: 8, y: -4, class: "frame-title", tabindex: 0, role: "button", onclick: () => close(element), onkeydown: keys },
       `− ${shortened(element.path || element.title, Math.max(Math.floor(place.width / CHARACTER) - 4, 8))}`,
     );
-    const rect = draw("rect", { width: place.width, height: place.height, rx: 6 });
+    const rect = draw("rect", { y: -FRAME_HEAD, width: place.width, height: place.height + FRAME_HEAD, rx: 6 });
     return draw("g", { class: "frame", transform: `translate(${left},${top})` }, rect, title);
   }
 
@@ -180,4 +186,14 @@ function isShell(element, opened) {
 function around(id, frames, framed) {
   const found = frames.find(({ element }) => element.id === id);
   return found === undefined || framed.has(found.inside) ? (found?.inside ?? "") : around(found.inside, frames, framed);
+}
+
+// What hands something to very many others would make one tangle of all arrows.
+function withoutHubs(arrows) {
+  const ends = new Map();
+  for (const { from, to } of arrows) {
+    ends.set(from, (ends.get(from) ?? 0) + 1);
+    ends.set(to, (ends.get(to) ?? 0) + 1);
+  }
+  return arrows.filter(({ from, to }) => ends.get(from) <= MOST_ARROWS && ends.get(to) <= MOST_ARROWS);
 }

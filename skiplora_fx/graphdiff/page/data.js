@@ -30,3 +30,19 @@ function siteName(graph, index) {
 function runs() {
   return DATA.snapshots.length;
 }
+
+// What all names begin with, to the last dot.
+function commonPath(names) {
+  const parts = names.map((name) => name.split(".").slice(0, -1));
+  let common = 0;
+  while (parts.length && parts.every((part) => part.length > common && part[common] === parts[0][common])) {
+    common += 1;
+  }
+  return parts.length && common ? `${parts[0].slice(0, common).join(".")}.` : "";
+}
+
+const SITES_PREFIX = commonPath(DATA.sites.map((site) => site.name));
+
+function inSites(path) {
+  return path.startsWith(SITES_PREFIX) ? path.slice(SITES_PREFIX.length) : path;
+}

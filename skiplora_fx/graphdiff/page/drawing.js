@@ -10,10 +10,10 @@ function boxSize(lines) {
 }
 
 // boxes: [{id, width, height, inside}], where inside is the id of a frame; frames: [{id, inside}];
-// arrows: [[id, id]]. Returns {width, height, boxes: Map of id to its place, arrows: [{from, to, path}]}.
+// arrows: [{from, to, up}], where up points from the lower box to the upper one. Returns {width, height, boxes: Map of id to its place, arrows: the same with a path}.
 function layOut(boxes, arrows, frames = []) {
   const graph = new dagre.graphlib.Graph({ compound: frames.length > 0 });
-  graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: 30, marginx: 12, marginy: 12 });
+  graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: frames.length ? 44 : 24, marginx: 12, marginy: 12 });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of boxes) {
     graph.setNode(id, { width, height });
@@ -26,12 +26,15 @@ function layOut(boxes, arrows, frames = []) {
       graph.setParent(id, inside);
     }
   }
-  for (const [from, to] of arrows) {
+  for (const { from, to } of arrows) {
     graph.setEdge(from, to);
   }
   dagre.layout(graph);
   const places = new Map(graph.nodes().map((id) => [id, graph.node(id)]));
-  const paths = graph.edges().map(({ v, w }) => ({ from: v, to: w, path: curve(graph.edge({ v, w }).points) }));
+  const paths = arrows.map((arrow) => {
+    const { points } = graph.edge({ v: arrow.from, w: arrow.to });
+    return { ...arrow, path: curve(arrow.up ? points.toReversed() : points) };
+  });
   return { width: graph.graph().width, height: graph.graph().height, boxes: places, arrows: paths };
 }
 
@@ -49,13 +52,8 @@ function curve(points) {
 // A picture of a size, in a group that is panned and zoomed. Its ground gives both sides of a pair the same extent.
 function picture(layout, label, ...parts) {
   const ground = draw("rect", { class: "ground", width: layout.width, height: layout.height });
-  const heads = ["", "added", "removed"].map((kind) => {
-    const shape = draw("path", { d: "M0,0L8,4L0,8z", class: `head ${kind}` });
-    const size = { markerWidth: 7, markerHeight: 7, refX: 8, refY: 4, viewBox: "0 0 8 8", orient: "auto" };
-    return draw("marker", { id: `head${kind && "-"}${kind}`, ...size }, shape);
-  });
   const viewport = draw("g", { class: "svg-pan-zoom_viewport" }, ground, ...parts);
-  return draw("svg", { role: "group", "aria-label": label }, draw("defs", {}, ...heads), viewport);
+  return draw("svg", { role: "group", "aria-label": label }, viewport);
 }
 
 function drawArrow(arrow, kind = "") {

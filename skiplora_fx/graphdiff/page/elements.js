@@ -46,3 +46,8 @@ function shortened(text, most) {
   const kept = Math.floor((most - 1) / 2);
   return text.length <= most ? text : `${text.slice(0, most - 1 - kept)}…${text.slice(text.length - kept)}`;
 }
+
+// An operator's last name where what is before it only says in which part of torch it lies.
+function shortTarget(target) {
+  return /^(torch\.|_operator\.)/.test(target) ? target.split(".").at(-1) : target;
+}

@@ -2,20 +2,19 @@
 // The gates, by block: each a button that is pressed while the gate is open.
 
 function gateList(opens, changed) {
-  const prefix = commonPath(DATA.sites.map((site) => site.name));
   const blocks = blocksOf(DATA.sites);
   const buttons = DATA.sites.map((site, place) =>
     make(
       "button",
       { class: "gate", "data-site": place, title: site.name, onclick: () => changed([place], !opens[place]) },
-      shortened(site.name.slice(site.block.length).replace(/^\./, "") || site.name.slice(prefix.length) || "(the model)", 28),
+      shortened(site.name.slice(site.block.length).replace(/^\./, "") || site.name.slice(SITES_PREFIX.length) || "(the model)", 28),
     ),
   );
   const heads = blocks.map(({ block, places }) =>
     make(
       "button",
       { class: "block", title: `${block}: all of it`, onclick: () => changed(places, !places.some((place) => opens[place])) },
-      block.slice(prefix.length) || block || "(the model)",
+      block.slice(SITES_PREFIX.length) || block || "(the model)",
     ),
   );
   const groups = blocks.map(({ places }, at) => make("li", {}, heads[at], make("span", {}, ...places.map((place) => buttons[place]))));
@@ -36,13 +35,4 @@ function blocksOf(sites) {
   const found = new Map();
   sites.forEach((site, place) => found.set(site.block, [...(found.get(site.block) ?? []), place]));
   return [...found].map(([block, places]) => ({ block, places }));
-}
-
-function commonPath(names) {
-  const parts = names.map((name) => name.split(".").slice(0, -1));
-  let common = 0;
-  while (parts.length && parts.every((part) => part.length > common && part[common] === parts[0][common])) {
-    common += 1;
-  }
-  return parts.length && common ? `${parts[0].slice(0, common).join(".")}.` : "";
 }

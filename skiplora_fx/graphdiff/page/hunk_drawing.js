@@ -39,7 +39,7 @@ function arrowsOf(pairs, side) {
   for (const pair of pairs) {
     for (const source of pair[side]?.reads ?? []) {
       if (there.has(source)) {
-        found.set(`${source} ${pair.place}`, [String(source), String(pair.place)]);
+        found.set(`${source} ${pair.place}`, { from: String(source), to: String(pair.place) });
       }
     }
   }
@@ -48,13 +48,15 @@ function arrowsOf(pairs, side) {
 
 function widest(pair) {
   const sides = [pair.before, pair.after].filter((side) => side !== null).map((side) => linesOf(side.record));
-  return sides[0].map((_, row) => sides.map((lines) => lines[row]).reduce((a, b) => (a.length > b.length ? a : b)));
+  const rows = Math.max(...sides.map((lines) => lines.length));
+  return Array.from({ length: rows }, (_, row) => sides.map((lines) => lines[row] ?? "").reduce((a, b) => (a.length > b.length ? a : b)));
 }
 
 function linesOf(record) {
   const input = record.op === "placeholder" || record.op === "get_attr";
   const region = record.region === null ? "" : `  region ${record.region}`;
-  return [shortened(input ? record.op : record.target, 34), shortened(record.name, 34), shortened(record.types || "–", 30) + region];
+  const types = `${shortened(record.types, 30)}${region}`.trim();
+  return [shortened(input ? record.op : shortTarget(record.target), 34), shortened(record.name, 34), ...(types ? [types] : [])];
 }
 
 function nodeBox(pair, side, layout, pick) {

@@ -63,16 +63,15 @@ function gathered(id, path, title, kids) {
   return { id, path, title, leaf: false, nodes: kids.flatMap((kid) => kid.nodes), kids };
 }
 
-// What is open at first: from the root down, while one part holds most of it.
+// What is open at first: from the root down, while one part holds most of it, to the list of layers.
 function firstOpened(root) {
   const opened = [root];
   let at = root;
-  for (;;) {
-    const next = at.kids.find((kid) => !kid.leaf && kid.nodes.length > at.nodes.length / 2);
-    if (next === undefined) {
-      return opened;
-    }
-    opened.push(next);
-    at = next;
+  while (at !== undefined) {
+    const inside = at.nodes.length;
+    const layers = at.kids.filter((kid) => /^\d+$/.test(kid.title)).length > 1;
+    at = layers ? undefined : at.kids.find((kid) => !kid.leaf && kid.nodes.length > inside / 2);
+    opened.push(at);
   }
+  return opened.filter(Boolean);
 }

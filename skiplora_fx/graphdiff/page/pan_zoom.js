@@ -1,7 +1,7 @@
 "use strict";
 // Pictures that are panned and zoomed, several of them together.
 
-const READABLE = 0.55; // the smallest scale at which a picture is first shown
+const READABLE = 0.75; // the smallest scale at which a picture is first shown
 
 // Returns {fit, free}: show all of it, as far as it can be read; and let go of it.
 function panZoomed(pictures, layout) {

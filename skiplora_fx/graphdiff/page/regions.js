@@ -10,18 +10,21 @@ function regionTable(backward, running) {
       status: found[place] ? "runs" : "closed",
       number: region.number,
       flops: region.flops,
-      nodes: region.nodes,
-      modules: shortened([...modules[place]].filter(Boolean).join(", "), 200),
-      otherwise: [...new Set(region.otherwise.map(([, fill]) => textAt(fill)))].join(", "),
+      modules: listed([...modules[place]].filter(Boolean).map((path) => inSites(path)), 2),
+      otherwise: listed([...new Set(region.otherwise.map(([, fill]) => textAt(fill).split(".")[1] ?? textAt(fill)))], 2),
     }));
   const columns = [
     { key: "number", title: "cond", number: true },
     { key: "status", title: "state" },
     { key: "flops", title: "FLOPs", number: true, shown: (row) => flopsText(row.flops).replace("FLOPs", "") },
-    { key: "nodes", title: "nodes", number: true },
     { key: "modules", title: "modules" },
     { key: "otherwise", title: "if closed" },
   ];
-  const { element, refresh } = searchTable({ columns, rows: rows(running), said: "cond" });
+  const { element, refresh } = searchTable({ columns, filters: ["status"], values: { status: ["runs", "closed"] }, rows: rows(running), said: "cond" });
   return { element, refresh: (found) => refresh(rows(found)) };
+}
+
+function listed(names, most) {
+  const rest = names.length > most ? ` and ${names.length - most} more` : "";
+  return names.slice(0, most).join(", ") + rest;
 }

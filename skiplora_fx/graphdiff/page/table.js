@@ -3,8 +3,8 @@
 
 const MOST_ROWS = 400;
 
-// columns: [{key, title, number, shown(row)}], filters: keys; pick(row) is called with the row that is clicked.
-function searchTable({ columns, filters = [], rows, pick, said }) {
+// columns: [{key, title, number, shown(row)}], filters: keys, whose values are those of the rows or given as values; pick(row) is called with the row that is clicked.
+function searchTable({ columns, filters = [], values = {}, rows, pick, said }) {
   const state = { search: "", chosen: {}, key: null, down: false, most: MOST_ROWS, rows };
   const search = make("input", {
     type: "search",
@@ -19,8 +19,8 @@ function searchTable({ columns, filters = [], rows, pick, said }) {
       "data-key": key,
       onchange: () => update({ chosen: { ...state.chosen, [key]: select.value }, most: MOST_ROWS }),
     });
-    const values = [...new Set(rows.map((row) => String(row[key] ?? "")))].filter(Boolean).sort();
-    return options(select, [["", `any ${title}`], ...values.map((value) => [value, shortened(value, 60)])]);
+    const there = values[key] ?? [...new Set(rows.map((row) => String(row[key] ?? "")))].filter(Boolean).sort();
+    return options(select, [["", `any ${title}`], ...there.map((value) => [value, shortened(value, 60)])]);
   });
   const told = make("span", { class: "told", role: "status" });
   const heads = columns.map((column) => {

@@ -32,7 +32,7 @@ function buildTimeline(panel) {
     const sync = { key: "steps", scales: ["x", null] };
     const { width } = heat.getBoundingClientRect();
     const size = () => heat.getBoundingClientRect().height;
-    const step = { scale: "x", ...axis("step") };
+    const padding = [8, 28, 0, 0];
     plots = [
       new uPlot(
         {
@@ -41,7 +41,8 @@ function buildTimeline(panel) {
           legend: { show: false },
           cursor: { sync, y: true, points: { show: false }, drag: { x: true, y: false } },
           scales: { x: { time: false }, y: { range: [-0.5, timeline.sites.length - 0.5], dir: -1 } },
-          axes: [step, siteAxis(timeline, size)],
+          padding,
+          axes: [axis(null), siteAxis(timeline, size)],
           series: [{}, { scale: "y", paths: () => null, points: { show: false } }],
           hooks: { draw: [heatDrawn(timeline)], setCursor: [hover] },
         },
@@ -61,7 +62,8 @@ function buildTimeline(panel) {
             legend: { show: false },
             cursor: { sync, drag: { x: true, y: false } },
             scales: { x: { time: false } },
-            axes: [step, { ...axis("loss"), size: labelWidth }],
+            padding,
+            axes: [axis("step"), { ...axis("loss"), size: labelWidth - labelSize }],
             series: [{}, { stroke: cssColour("--accent"), width: 1.5, spanGaps: true, points: { show: losses.size < 60 } }],
           },
           [steps, steps.map((at) => losses.get(at) ?? null)],
@@ -91,20 +93,26 @@ function buildTimeline(panel) {
 }
 
 const labelWidth = 190;
+const labelSize = 20;
 
 function axis(label) {
-  return { label, stroke: cssColour("--ink"), grid: { show: false }, ticks: { stroke: cssColour("--line") }, labelSize: 22, font: "12px system-ui", labelFont: "12px system-ui" };
+  return { label, stroke: cssColour("--ink"), grid: { show: false }, ticks: { stroke: cssColour("--line") }, labelSize, font: "12px system-ui", labelFont: "12px system-ui" };
 }
 
 // Names of sites, as many as there is room for.
 function siteAxis(timeline, height) {
   const prefix = commonPath(timeline.sites);
   const names = timeline.sites.map((site) => shortened(site.slice(prefix.length).replace(/ \[default\]$/, ""), 28));
+  const blocks = names.map((name) => name.match(/^(.*?\d+)(\.|$)/)?.[1] ?? name);
+  const firsts = blocks.flatMap((block, row) => (block === blocks[row - 1] ? [] : [row]));
+  const each = () => 13 * names.length <= height() - 60;
   const splits = () => {
-    const every = Math.max(Math.ceil((13 * names.length) / Math.max(height() - 60, 1)), 1);
-    return names.map((_, row) => row).filter((row) => row % every === 0);
+    const rows = each() ? [...names.keys()] : firsts;
+    const every = Math.max(Math.ceil((13 * rows.length) / Math.max(height() - 60, 1)), 1);
+    return rows.filter((_, place) => place % every === 0);
   };
-  return { ...axis(null), label: null, size: labelWidth, splits, values: (_, rows) => rows.map((row) => names[row]), font: "11px ui-monospace, monospace" };
+  const values = (_, rows) => rows.map((row) => (each() ? names : blocks)[row]);
+  return { ...axis(null), size: labelWidth, splits, values, font: "11px ui-monospace, monospace" };
 }
 
 // uPlot draws from the first to the last: the outer edges, so that whole columns show.

@@ -89,7 +89,7 @@ function buildWhatIf(panel) {
     share.textContent = percent(found.share);
     meter.value = found.share;
     const entries = [
-      ["FLOPs", `${flopsText(found.flops)} of ${flopsText(found.total)}`],
+      ["FLOPs", `${flopsText(found.flops).replace("FLOPs", "")}of ${flopsText(found.total).replace("FLOPs", "")}`],
       ["conds", `${runs.filter((one) => !one).length} of ${runs.length} closed`],
       ["gates", `${opens.filter((one) => !one).length} of ${opens.length} shut`],
     ];
