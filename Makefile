@@ -8,15 +8,16 @@ INSTALLED := $(VENV)/.installed
 TYPED := build/typed/skiplora_fx
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all check format bench clean
+.PHONY: help train test test-all test-browser check format bench clean
 
 help:
-	@echo "make train      pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
-	@echo "make test       the tests"
-	@echo "make test-all   the tests and the slow sweeps"
-	@echo "make check      ruff and mypy"
-	@echo "make format     let ruff format and mend what it can"
-	@echo "make bench      benchmarks/speed.py with its defaults"
+	@echo "make train         pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
+	@echo "make test          the tests"
+	@echo "make test-all      the tests and the slow sweeps"
+	@echo "make test-browser  the page of skiplora diff in Chromium, which is installed if it is not there (Debian, Ubuntu)"
+	@echo "make check         ruff and mypy"
+	@echo "make format        let ruff format and mend what it can"
+	@echo "make bench         benchmarks/speed.py with its defaults"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,10 +28,14 @@ train: $(INSTALLED)
 	$(BIN)/python examples/train.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not browser"
+
+test-browser: $(INSTALLED)
+	sh tests/browser/install_chromium.sh
+	$(BIN)/python -m pytest -m browser
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

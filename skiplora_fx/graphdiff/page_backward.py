@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from os.path import commonprefix
 from typing import Any
 
+from ..passes.operators import VIEWS
+from ..policy.base import block_of
 from .page_records import Records, types
 from .records import Diagram, GraphRecord, NodeRecord, StageRecord
 
@@ -41,7 +43,7 @@ def backward_data(graph: GraphRecord, records: Records) -> dict[str, Any] | None
     }
 
 
-def _columns(stage: StageRecord, records: Records) -> dict[str, list[Any]]:
+def _columns(stage: StageRecord, records: Records) -> dict[str, Any]:
     """Return the nodes that compute something as columns of equal length; ``reads`` are places in them."""
     nodes = [node for node in stage.nodes if node.op not in _NOT_COMPUTED]
     places = {node.name: place for place, node in enumerate(nodes)}
@@ -53,14 +55,27 @@ def _columns(stage: StageRecord, records: Records) -> dict[str, list[Any]]:
         "module": [records.text(modules[node.name]) for node in nodes],
         "region": [node.region for node in nodes],
         "flops": [node.flops or 0 for node in nodes],
+        "view": "".join("01"[_is_view(node)] for node in nodes),
         "reads": [[places[name] for name in dict.fromkeys(node.inputs) if name in places] for node in nodes],
     }
 
 
+def _is_view(node: NodeRecord) -> bool:
+    """Return whether a node only renames memory: one that always runs costs nothing."""
+    return ".".join(node.target.split(".")[:2]) in VIEWS
+
+
 def _modules(nodes: Sequence[NodeRecord]) -> dict[str, str]:
-    """Return where each node is drawn: autograd's sums of gradients, which have no module, around what they add up."""
+    """Return where each node is drawn: sums of gradients, to which autograd gives no module, around what they add up."""
     found: dict[str, str] = {}
     for node in nodes:
-        around = [found[name].split(".") for name in node.inputs if found.get(name)]
-        found[node.name] = node.module or ".".join(commonprefix(around))
+        read = [found[name] for name in node.inputs if found.get(name)]
+        found[node.name] = node.module or (_around(read) if read else "")
     return found
+
+
+def _around(modules: Sequence[str]) -> str:
+    """Return the module around some, no further out than the layer of the last: there a residual's gradients meet."""
+    common = ".".join(commonprefix([module.split(".") for module in modules]))
+    layer = block_of(modules[-1])
+    return common if f"{common}.".startswith(f"{layer}.") else layer

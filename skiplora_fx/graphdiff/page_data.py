@@ -68,10 +68,7 @@ def _calls(snapshot: Snapshot) -> list[int]:
 def _sites(found: GraphDiff, snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return the sites of all calls in the order in which decisions are taken."""
     hunks = Counter(
-        (transition.graph, site)
-        for transition in found.transitions
-        for hunk in transition.hunks
-        for site in hunk.sites
+        (transition.graph, site) for transition in found.transitions for hunk in transition.hunks for site in hunk.sites
     )
     rows, call = [], 0
     for graph in snapshot.graphs:

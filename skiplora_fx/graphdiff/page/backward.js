@@ -1,11 +1,13 @@
 "use strict";
 // The backward, drawn by module; what is dead under the decisions is grey.
 
+const HOW_TO_OPEN = "A click on a module opens it, on its frame's title closes it.";
 const MOST_BOXES = 160;
 const FRAME_HEAD = 16;
-const MOST_ARROWS = 16; // of one box: those of a box that has more are left out
+const MOST_ARROWS = 16; // of one box; of one that has more only some are drawn
+const MOST_NEAR = 2; // of those that come in, and of those that go out
 
-// Draws into pane; told(text) says what a chosen node is, or what had to be closed.
+// Draws into pane; told(text) says what a chosen node is, or what is not drawn.
 function backwardView(pane, backward, told) {
   const root = moduleTree(backward);
   let opened = firstOpened(root);
@@ -13,6 +15,7 @@ function backwardView(pane, backward, told) {
   let zoomed = null;
   let boxes = [];
   let arrows = [];
+  let leftOut = 0;
 
   function visible() {
     const open = new Set(opened);
@@ -32,7 +35,8 @@ function backwardView(pane, backward, told) {
     return { shown, frames };
   }
 
-  function render() {
+  // focus: what was opened or closed last, if anything.
+  function render(focus = null, message = "") {
     zoomed?.free();
     const { shown, frames } = visible();
     const drawnFrames = frames.filter(({ element }) => !isShell(element, opened));
@@ -61,7 +65,12 @@ function backwardView(pane, backward, told) {
     );
     pane.replaceChildren(element);
     zoomed = panZoomed([element], layout);
+    if (focus !== null) {
+      zoomed.show(layout.boxes.get(focus.id));
+    }
     colour();
+    const tangled = leftOut ? `${counted(leftOut, "arrow")} of boxes that have very many ${leftOut === 1 ? "is" : "are"} not drawn.` : "";
+    told([message, HOW_TO_OPEN, tangled].filter(Boolean).join(" "));
   }
 
   function arrowsBetween(shown) {
@@ -71,7 +80,7 @@ function backwardView(pane, backward, told) {
         owner[node] = element.id;
       }
     }
-    const order = new Map(shown.map(({ element }) => [element.id, element.nodes.reduce((sum, node) => sum + node, 0) / element.nodes.length]));
+    const order = new Map(shown.map(({ element }) => [element.id, element.nodes[element.nodes.length >> 1]]));
     const found = new Map();
     backward.nodes.reads.forEach((sources, node) => {
       for (const source of sources) {
@@ -83,7 +92,9 @@ function backwardView(pane, backward, told) {
         }
       }
     });
-    return withoutHubs([...found.values()]);
+    const drawn = withoutTangles([...found.values()], order);
+    leftOut = found.size - drawn.length;
+    return drawn;
   }
 
   function elementLines(element) {
@@ -131,25 +142,27 @@ function backwardView(pane, backward, told) {
       }
       opened = opened.filter((one) => one !== victim && !contains(victim, one));
     }
-    told(opened.length < kept ? `${counted(kept - opened.length, "module")} closed: at most ${MOST_BOXES} boxes are drawn` : "");
-    render();
+    const closed = kept - opened.length;
+    render(isShell(element, opened) ? null : element, closed ? `${counted(closed, "module")} closed: at most ${MOST_BOXES} boxes are drawn.` : "");
   }
 
   function close(element) {
     opened = opened.filter((one) => one !== element && !contains(element, one));
-    told("");
-    render();
+    render(element);
   }
 
   function colour() {
-    const { flops } = backward.nodes;
+    const { flops, view } = backward.nodes;
     for (const box of boxes) {
-      const alive = box.element.nodes.filter((node) => backward.regionOf[node] < 0 || running[backward.regionOf[node]]);
-      const [left, all] = [alive, box.element.nodes].map((nodes) => nodes.reduce((sum, node) => sum + flops[node], 0));
-      const share = all ? left / all : alive.length / box.element.nodes.length;
-      box.dead = alive.length === 0;
+      const { nodes } = box.element;
+      const alive = nodes.filter((node) => backward.regionOf[node] < 0 || running[backward.regionOf[node]]);
+      const [left, all] = [alive, nodes].map((some) => some.reduce((sum, node) => sum + flops[node], 0));
+      const share = all ? left / all : alive.length / nodes.length;
+      // a view that always runs keeps nothing alive
+      const idle = alive.every((node) => backward.regionOf[node] < 0 && view[node] === "1");
+      box.dead = idle && alive.length < nodes.length;
       box.drawn.classList.toggle("dead", box.dead);
-      box.drawn.classList.toggle("partly", !box.dead && alive.length < box.element.nodes.length);
+      box.drawn.classList.toggle("partly", !box.dead && alive.length < nodes.length);
       box.bar.setAttribute("width", share * box.width);
       box.drawn.setAttribute("aria-label", `${box.lines.join(", ")}, ${percent(share)} remains`);
     }
@@ -188,12 +201,21 @@ function around(id, frames, framed) {
   return found === undefined || framed.has(found.inside) ? (found?.inside ?? "") : around(found.inside, frames, framed);
 }
 
-// What hands something to very many others would make one tangle of all arrows.
-function withoutHubs(arrows) {
+// What hands something to very many others would make one tangle of all arrows: it keeps those to its neighbours.
+function withoutTangles(arrows, order) {
   const ends = new Map();
-  for (const { from, to } of arrows) {
-    ends.set(from, (ends.get(from) ?? 0) + 1);
-    ends.set(to, (ends.get(to) ?? 0) + 1);
+  for (const arrow of arrows) {
+    for (const end of [arrow.from, arrow.to]) {
+      ends.set(end, [...(ends.get(end) ?? []), arrow]);
+    }
   }
-  return arrows.filter(({ from, to }) => ends.get(from) <= MOST_ARROWS && ends.get(to) <= MOST_ARROWS);
+  const length = ({ from, to }) => Math.abs(order.get(to) - order.get(from));
+  const dropped = [...ends.values()].filter((own) => own.length > MOST_ARROWS).flatMap((own) => {
+    const near = ["from", "to"].flatMap((end) => {
+      const there = own.filter((arrow) => ends.get(arrow[end]) === own);
+      return there.sort((one, other) => length(one) - length(other)).slice(0, MOST_NEAR);
+    });
+    return own.filter((arrow) => !near.includes(arrow));
+  });
+  return arrows.filter((arrow) => !dropped.includes(arrow));
 }

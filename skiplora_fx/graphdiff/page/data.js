@@ -43,6 +43,9 @@ function commonPath(names) {
 
 const SITES_PREFIX = commonPath(DATA.sites.map((site) => site.name));
 
+// A path without the parts that it shares with all sites, from the first on.
 function inSites(path) {
-  return path.startsWith(SITES_PREFIX) ? path.slice(SITES_PREFIX.length) : path;
+  const [parts, shared] = [path.split("."), SITES_PREFIX.split(".")];
+  const own = parts.findIndex((part, place) => part !== shared[place]);
+  return own < 0 ? path : parts.slice(own).join(".");
 }

@@ -3,7 +3,7 @@
 
 const READABLE = 0.75; // the smallest scale at which a picture is first shown
 
-// Returns {fit, free}: show all of it, as far as it can be read; and let go of it.
+// Returns what can be done with them: fit, show(place), zoomBy(factor), and free, to let go of them.
 function panZoomed(pictures, layout) {
   let leading = null;
   const together = [];
@@ -36,8 +36,16 @@ function panZoomed(pictures, layout) {
     const { width, height } = together[0].getSizes();
     const scale = Math.max(Math.min(width / layout.width, height / layout.height, 1.25), least);
     together[0].zoom(scale);
-    const free = height - layout.height * scale;
-    together[0].pan({ x: (width - layout.width * scale) / 2, y: Math.max(free / 2, 0) });
+    const [wide, high] = [layout.width * scale > width, layout.height * scale > height];
+    const x = width / 2 - scale * (wide ? middle(layout) : layout.width / 2);
+    together[0].pan({ x, y: high ? 0 : (height - layout.height * scale) / 2 });
+  }
+
+  // A place of the layout, at the top.
+  function show(place) {
+    const { width } = together[0].getSizes();
+    const scale = together[0].getZoom();
+    together[0].pan({ x: width / 2 - scale * place.x, y: 50 - scale * (place.y - place.height / 2) });
   }
 
   const resized = new ResizeObserver(() => together.forEach((one) => one.resize()));
@@ -45,10 +53,17 @@ function panZoomed(pictures, layout) {
   fit();
   return {
     fit: () => fit(0.05),
+    show,
     zoomBy: (factor) => together[0].zoomBy(factor),
     free() {
       resized.disconnect();
       together.forEach((one) => one.destroy());
     },
   };
+}
+
+// Where most boxes are, from left to right.
+function middle(layout) {
+  const all = [...layout.boxes.values()].map((place) => place.x).sort((a, b) => a - b);
+  return all[all.length >> 1];
 }

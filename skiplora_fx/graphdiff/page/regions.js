@@ -10,8 +10,8 @@ function regionTable(backward, running) {
       status: found[place] ? "runs" : "closed",
       number: region.number,
       flops: region.flops,
-      modules: listed([...modules[place]].filter(Boolean).map((path) => inSites(path)), 2),
-      otherwise: listed([...new Set(region.otherwise.map(([, fill]) => textAt(fill).split(".")[1] ?? textAt(fill)))], 2),
+      modules: listed(outermost([...modules[place]]).map(inSites), 2),
+      otherwise: listed([...new Set(region.otherwise.map(([, fill]) => fillName(textAt(fill))))], 2),
     }));
   const columns = [
     { key: "number", title: "cond", number: true },
@@ -27,4 +27,14 @@ function regionTable(backward, running) {
 function listed(names, most) {
   const rest = names.length > most ? ` and ${names.length - most} more` : "";
   return names.slice(0, most).join(", ") + rest;
+}
+
+function outermost(paths) {
+  return paths.filter((path) => path && !paths.some((other) => path.startsWith(`${other}.`)));
+}
+
+// What stands in for a result of a closed cond, in a word.
+function fillName(operator) {
+  const name = operator.split(".")[1] ?? operator;
+  return { full: "zeros", empty_strided: "not read" }[name] ?? name;
 }

@@ -89,7 +89,7 @@ function buildWhatIf(panel) {
     share.textContent = percent(found.share);
     meter.value = found.share;
     const entries = [
-      ["FLOPs", `${flopsText(found.flops).replace("FLOPs", "")}of ${flopsText(found.total).replace("FLOPs", "")}`],
+      ["FLOPs", `${flopsText(found.flops).replace("FLOPs", "")} of ${flopsText(found.total).replace("FLOPs", "")}`],
       ["conds", `${runs.filter((one) => !one).length} of ${runs.length} closed`],
       ["gates", `${opens.filter((one) => !one).length} of ${opens.length} shut`],
     ];
@@ -115,10 +115,9 @@ function buildWhatIf(panel) {
       conds.replaceChildren();
       return;
     }
-    state.view = backwardView(pane, backward, (text) => (told.textContent = text || "A click on a module opens it, on its frame's title closes it."));
+    state.view = backwardView(pane, backward, (text) => (told.textContent = text));
     state.regions = regionTable(backward, callUnder(call, opens).running);
     conds.replaceChildren(make("h2", {}, "Conds"), state.regions.element);
-    told.textContent = "A click on a module opens it, on its frame's title closes it.";
     refresh();
   }
 
