@@ -102,4 +102,5 @@ _HEAD = """<!doctype html>
 <style>body { font-family: sans-serif; margin: 2em } li { margin: 0.2em }</style>
 <h1>What skiplora_fx compiled</h1>
 <p>One folder for each graph. Of each stage there is text and a graph for Model Explorer; where a pass has made one
-stage of another also a unified diff, the hunks for Graphviz (.dot), and Model Explorer's mapping and node data. page.html shows a graph that has gates.</p>"""
+stage of another also a unified diff, the hunks for Graphviz (.dot), and Model Explorer's mapping and node data.
+page.html shows all of it, if the graph has gates.</p>"""

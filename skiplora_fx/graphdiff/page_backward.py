@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 from ..passes.operators import VIEWS
@@ -66,7 +66,7 @@ def _is_view(node: NodeRecord) -> bool:
 
 
 def _modules(nodes: Sequence[NodeRecord]) -> dict[str, str]:
-    """Return where each node is drawn: sums of gradients, to which autograd gives no module, around what they add up."""
+    """Return where each node is drawn: sums of gradients, which have no module, around what they add up."""
     found: dict[str, str] = {}
     for node in nodes:
         read = [found[name] for name in node.inputs if found.get(name)]
@@ -76,6 +76,7 @@ def _modules(nodes: Sequence[NodeRecord]) -> dict[str, str]:
 
 def _around(modules: Sequence[str]) -> str:
     """Return the module around some, no further out than the layer of the last: there a residual's gradients meet."""
-    common = ".".join(commonprefix([module.split(".") for module in modules]))
+    parts = zip(*(module.split(".") for module in modules), strict=False)
+    common = ".".join(same[0] for same in takewhile(lambda some: len(set(some)) == 1, parts))
     layer = block_of(modules[-1])
     return common if f"{common}.".startswith(f"{layer}.") else layer

@@ -19,7 +19,7 @@ from .stages import STAGES
 from .text import unified, visible
 
 MOST_NODES = 20_000
-"""Nodes of a comparison after which only the first hunk of each shape is held: a Llama of 32 layers has half as many."""
+"""Nodes of a comparison after which of each shape the first hunk is held: a Llama of 32 layers has half as many."""
 MOST_IN_HUNK = 1_000
 """Nodes of one hunk that are held; two models that have little in common differ in one large hunk."""
 MOST_LINES = 20_000

@@ -8,25 +8,24 @@ from conftest import EVIL, Page
 pytestmark = pytest.mark.browser
 
 
+def names(page: Page, side: str) -> list[str]:
+    return [str(box.get_attribute("data-node")) for box in page.all(f".pane.{side} .box")]
+
+
 def transforms(page: Page) -> list[str]:
-    return [part.get_attribute("transform") for part in page.all(".pair .svg-pan-zoom_viewport")]
+    return [str(part.get_attribute("transform")) for part in page.all(".pair .svg-pan-zoom_viewport")]
 
 
 def place(page: Page) -> tuple[str, str, str]:
     current = page.one(".shapes button[aria-current=true]")
-    return (
-        page.one(".stages [aria-pressed=true]").text,
-        current.get_attribute("data-shape"),
-        page.one(".workspace").text,
-    )
+    stage = page.one(".stages [aria-pressed=true]").text
+    return stage, str(current.get_attribute("data-shape")), page.one(".workspace").text
 
 
 def test_both_sides_are_drawn_and_alike_hunks_are_folded(page: Page) -> None:
     page.show("changes")
     assert page.one(".shapes button").text.startswith("×4")
-    before, after = (
-        [one.get_attribute("data-node") for one in page.all(f".pane.{side} .box")] for side in ("before", "after")
-    )
+    before, after = (names(page, side) for side in ("before", "after"))
     assert set(before) < set(after)
     assert len(page.all(".pane.after .box.added")) == len(after) - len(before)
 

@@ -8,6 +8,23 @@ from selenium.webdriver import ActionChains
 
 pytestmark = pytest.mark.browser
 
+COLOURS = """((column) => {
+    const canvas = document.querySelector('.heat canvas');
+    const outer = canvas.getBoundingClientRect();
+    const cells = document.querySelector('.heat .u-over').getBoundingClientRect();
+    const scale = canvas.width / outer.width;
+    const wide = cells.width / 20;
+    const corner = [cells.left - outer.left + wide * column + 2, cells.top - outer.top + 5];
+    const place = [...corner, wide - 4, 20].map((value) => Math.round(value * scale));
+    const { data } = canvas.getContext('2d').getImageData(...place);
+    const colours = new Set();
+    for (let at = 0; at < data.length; at += 4) {
+        colours.add(data.slice(at, at + 3).join());
+    }
+    return [...colours];
+})(arguments[0])"""
+"""The colours inside the cell of the first site in a column."""
+
 
 def point_at(page: Page, across: float, down: float) -> str:
     """Point at a share of the plot's width and height; return what is told."""
@@ -26,21 +43,7 @@ def test_a_cell_says_its_site_step_ratio_and_whether_it_was_shut(page: Page) -> 
 
 def test_cells_have_the_colour_of_their_ratio_and_marks_where_shut(page: Page) -> None:
     page.show("timeline")
-    script = """(() => {
-        const canvas = document.querySelector('.heat canvas');
-        const over = document.querySelector('.heat .u-over').getBoundingClientRect();
-        const outer = canvas.getBoundingClientRect();
-        const scale = canvas.width / outer.width;
-        const cell = (column) => {
-            const left = (over.left - outer.left + over.width * column / 20) * scale;
-            const data = canvas.getContext('2d').getImageData(left + 2, (over.top - outer.top + 5) * scale, over.width / 20 * scale - 4, 20).data;
-            const colours = new Set();
-            for (let at = 0; at < data.length; at += 4) colours.add(data.slice(at, at + 3).join());
-            return [...colours];
-        };
-        return [cell(3), cell(12), cell(18)];
-    })()"""
-    shut, earlier, later = page.run(script)
+    shut, earlier, later = (page.run(COLOURS, column) for column in (3, 12, 18))
     assert len(shut) > 1
     assert len(earlier) == len(later) == 1
     assert earlier != later

@@ -79,7 +79,9 @@ def test_a_module_opens_down_to_its_nodes_and_closes(page: Page) -> None:
     page.show("what-if")
     closed = len(page.all("#what-if .box"))
     for module in ("layers.1", "layers.1.parts", f"layers.1.parts.{EVIL}", f"layers.1.parts.{EVIL}.base"):
+        page.press("f")  # all of it in view
         page.one(f".box.module[data-element='m:{module}']").click()
+    page.press("f")
     page.one(".box.leaf", "aten.mm").click()
     assert "aten.mm" in page.one(".node-told").text
     page.one(".frame-title", "layers.1").click()
