@@ -162,7 +162,7 @@ class GraphDiff:
 
         Args:
             path: the file.
-            log: of a run of the model, as :func:`~skiplora_fx.read_log` takes it: the page has its timeline.
+            log: of a run of the model, as :func:`~skiplora_fx.read_log.read_log` takes it: the page has its timeline.
             run: which of the log's runs; the one that was written last if not given.
 
         Raises:

@@ -20,6 +20,7 @@ from .text import visible
 
 _STYLES = ("vendor/diff2html.min.css", "style.css")
 _LIBRARIES = ("vendor/dagre.min.js", "vendor/diff2html.min.js", "vendor/svg-pan-zoom.min.js")
+_LICENCES = ("dagre", "graphlib", "diff2html", "diff", "hogan", "svg-pan-zoom", "uplot")
 _SCRIPTS = (
     "elements.js",
     "data.js",
@@ -71,6 +72,7 @@ def page_html(found: GraphDiff, run: Run | None = None) -> str:
         "policy": _policy(code),
         "title": html.escape(f"{' and '.join(names)}: skiplora diff"),
         "styles": "\n".join(_part(name) for name in (*styles, *_STYLES)),
+        "licences": html.escape("\n\n".join(_part(f"vendor/{name}.LICENSE") for name in _LICENCES)),
         "data": embedded(page_data(found, run)),
         "scripts": "\n".join(f"<script>{text}</script>" for text in code),
     }
