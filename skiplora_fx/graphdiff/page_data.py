@@ -109,7 +109,7 @@ class _Shown:
     def data(self) -> dict[str, Any]:
         transition = self._transition
         alignment = transition.alignment
-        ordered = sorted(transition.shapes, key=lambda shape: -len(shape.hunks))
+        ordered = sorted(transition.shapes, key=lambda shape: -len(shape.hunks) * len(shape.example.changed))
         firsts = [self._hunk(shape.example) for shape in ordered]
         shapes = [
             [first, *map(self._hunk_if_there_is_room, shape.hunks[1:])]

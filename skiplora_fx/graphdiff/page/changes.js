@@ -233,5 +233,5 @@ function shapeName(transition, hunk) {
     return counted(hunk.left_out, "node");
   }
   const pair = pairAt(transition, hunk.nodes[place]);
-  return (pair.after ?? pair.before).record.name;
+  return shortened((pair.after ?? pair.before).record.name, 48);
 }

@@ -14,7 +14,7 @@ function panZoomed(pictures, layout) {
       }
       leading = together[place];
       for (const other of together.filter((one) => one !== leading)) {
-        other.zoom(leading.getZoom());
+        scaleTo(other, leading.getSizes().realZoom);
         other.pan(leading.getPan());
       }
       leading = null;
@@ -35,7 +35,7 @@ function panZoomed(pictures, layout) {
   function fit(least = READABLE) {
     const { width, height } = together[0].getSizes();
     const scale = Math.max(Math.min(width / layout.width, height / layout.height, 1.25), least);
-    together[0].zoom(scale);
+    scaleTo(together[0], scale);
     const [wide, high] = [layout.width * scale > width, layout.height * scale > height];
     const x = width / 2 - scale * (wide ? middle(layout) : layout.width / 2);
     together[0].pan({ x, y: high ? 0 : (height - layout.height * scale) / 2 });
@@ -43,8 +43,7 @@ function panZoomed(pictures, layout) {
 
   // A place of the layout, at the top.
   function show(place) {
-    const { width } = together[0].getSizes();
-    const scale = together[0].getZoom();
+    const { width, realZoom: scale } = together[0].getSizes();
     together[0].pan({ x: width / 2 - scale * place.x, y: 50 - scale * (place.y - place.height / 2) });
   }
 
@@ -60,6 +59,11 @@ function panZoomed(pictures, layout) {
       together.forEach((one) => one.destroy());
     },
   };
+}
+
+// The library's zoom is relative to the scale at which it last measured the picture.
+function scaleTo(one, scale) {
+  one.zoom((one.getZoom() * scale) / one.getSizes().realZoom);
 }
 
 // Where most boxes are, from left to right.

@@ -34,7 +34,7 @@ function shownTab() {
 }
 
 function showHelp(help) {
-  const entries = [["1–9", "view"], ...(help ?? [])];
+  const entries = [[`1–${TABS.size}`, "view"], ...(help ?? [])];
   document.getElementById("help").replaceChildren(
     ...entries.flatMap(([keys, told]) => [make("span", {}, make("kbd", {}, keys), ` ${told}`)]),
   );
