@@ -1,7 +1,7 @@
 "use strict";
 // A table that is searched, sorted by its heads, and filtered by the values of a column.
 
-const MOST_ROWS = 400;
+const MOST_ROWS = 250;
 
 // columns: [{key, title, number, shown(row)}], filters: keys, whose values are those of the rows or given as values; pick(row) is called with the row that is clicked.
 function searchTable({ columns, filters = [], values = {}, rows, pick, said }) {
