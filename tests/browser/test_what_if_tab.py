@@ -51,6 +51,16 @@ def test_globs_mean_what_they_mean_in_python(page: Page) -> None:
         assert shown(page) == expected(page.found.what_if({glob: False}))
 
 
+def test_a_glob_that_matches_nothing_shuts_nothing(page: Page) -> None:
+    page.show("what-if")
+    for glob in ("layers", "*[z-a]*", "["):
+        page.one("#globs").clear()
+        page.one("#globs").send_keys(glob)
+        page.one("#what-if aside .bar button", "shut").click()
+        assert "match 0 sites" in page.one("#what-if aside").text
+        assert shown(page) == expected(page.found.what_if({"*": True}))
+
+
 def test_the_depth_shuts_the_lowest_blocks(page: Page) -> None:
     page.show("what-if")
     page.press("n")

@@ -13,7 +13,11 @@ function globPattern(glob) {
     const signs = part.length > 1 && part.startsWith("[") ? part.slice(1, -1).replace(/[\\\]^[]/g, "\\$&") : null;
     return signs === null ? part.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&") : `[${signs.replace(/^!/, "^")}]`;
   });
-  return new RegExp(`^${pattern.join("")}$`, "su");
+  try {
+    return new RegExp(`^${pattern.join("")}$`, "su");
+  } catch {
+    return /(?!)/; // a range without any sign, such as [z-a], matches nothing
+  }
 }
 
 // texts: several globs, between spaces or commas.
