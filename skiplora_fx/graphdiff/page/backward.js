@@ -18,12 +18,12 @@ function backwardView(pane, backward, told) {
   let leftOut = 0;
 
   function visible() {
-    const open = new Set(opened);
+    const there = new Set(opened);
     const shown = [];
     const frames = [];
     const walk = (element, inside) => {
       for (const kid of element.kids) {
-        if (open.has(kid)) {
+        if (there.has(kid)) {
           frames.push({ element: kid, inside });
           walk(kid, kid.id);
         } else {
@@ -42,7 +42,12 @@ function backwardView(pane, backward, told) {
     const drawnFrames = frames.filter(({ element }) => !isShell(element, opened));
     const framed = new Set(drawnFrames.map(({ element }) => element.id));
     const inside = (one) => (framed.has(one.inside) ? one.inside : around(one.inside, frames, framed));
-    const sized = shown.map((one) => ({ ...one, id: one.element.id, lines: elementLines(one.element), inside: inside(one) }));
+    const sized = shown.map((one) => ({
+      ...one,
+      id: one.element.id,
+      lines: elementLines(one.element),
+      inside: inside(one),
+    }));
     const layout = layOut(
       sized.map(({ id, lines, inside }) => ({ id, inside, ...boxSize(lines), height: lines.length * LINE + 20 })),
       arrowsBetween(shown),
@@ -50,12 +55,23 @@ function backwardView(pane, backward, told) {
     );
     boxes = sized.map((one) => {
       const place = layout.boxes.get(one.id);
-      const bar = ["track", "share"].map((kind) => draw("rect", { class: kind, x: 8, y: place.height - 9, width: place.width - 16, height: 4, rx: 2 }));
+      const bar = ["track", "share"].map((kind) =>
+        draw("rect", { class: kind, x: 8, y: place.height - 9, width: place.width - 16, height: 4, rx: 2 }),
+      );
       const label = { class: `box ${one.element.leaf ? "leaf" : "module"}`, "data-element": one.id };
-      return { ...one, bar: bar[1], width: place.width - 16, drawn: drawBox(place, one.lines, label, () => choose(one.element), ...bar) };
+      return {
+        ...one,
+        bar: bar[1],
+        width: place.width - 16,
+        drawn: drawBox(place, one.lines, label, () => choose(one.element), ...bar),
+      };
     });
     const byId = new Map(boxes.map((one) => [one.id, one]));
-    arrows = layout.arrows.map((arrow) => ({ from: byId.get(arrow.from), to: byId.get(arrow.to), drawn: drawArrow(arrow) }));
+    arrows = layout.arrows.map((arrow) => ({
+      from: byId.get(arrow.from),
+      to: byId.get(arrow.to),
+      drawn: drawArrow(arrow),
+    }));
     const element = picture(
       layout,
       "the backward by module",
@@ -69,7 +85,9 @@ function backwardView(pane, backward, told) {
       zoomed.show(layout.boxes.get(focus.id));
     }
     colour();
-    const tangled = leftOut ? `${counted(leftOut, "arrow")} of boxes that have very many ${leftOut === 1 ? "is" : "are"} not drawn.` : "";
+    const tangled = leftOut
+      ? `${counted(leftOut, "arrow")} of boxes that have very many ${leftOut === 1 ? "is" : "are"} not drawn.`
+      : "";
     told([message, HOW_TO_OPEN, tangled].filter(Boolean).join(" "));
   }
 
@@ -101,7 +119,10 @@ function backwardView(pane, backward, told) {
     if (element.leaf) {
       const [node] = element.nodes;
       const { target, types, name } = backward.nodes;
-      return [shortened(shortTarget(textAt(target[node])), 30), shortened(textAt(types[node]) || textAt(name[node]), 30)];
+      return [
+        shortened(shortTarget(textAt(target[node])), 30),
+        shortened(textAt(types[node]) || textAt(name[node]), 30),
+      ];
     }
     const flops = element.nodes.reduce((sum, node) => sum + backward.nodes.flops[node], 0);
     return [shortened(element.title, 30), `${counted(element.nodes.length, "node")} · ${flopsText(flops)}`];
@@ -112,7 +133,15 @@ function backwardView(pane, backward, told) {
     const keys = (event) => event.key === "Enter" && close(element);
     const title = draw(
       "text",
-      { x: 8, y: -4, class: "frame-title", tabindex: 0, role: "button", onclick: () => close(element), onkeydown: keys },
+      {
+        x: 8,
+        y: -4,
+        class: "frame-title",
+        tabindex: 0,
+        role: "button",
+        onclick: () => close(element),
+        onkeydown: keys,
+      },
       `− ${shortened(element.path || element.title, Math.max(Math.floor(place.width / CHARACTER) - 4, 8))}`,
     );
     const rect = draw("rect", { y: -FRAME_HEAD, width: place.width, height: place.height + FRAME_HEAD, rx: 6 });
@@ -125,7 +154,18 @@ function backwardView(pane, backward, told) {
       const { name, target, types, region, flops, module } = backward.nodes;
       const runs = backward.regionOf[node] < 0 || running[backward.regionOf[node]] ? "runs" : "does not run";
       const where = region[node] === null ? "always" : `region ${region[node]}`;
-      told([textAt(name[node]), textAt(target[node]), textAt(types[node]), textAt(module[node]), flopsText(flops[node]), `${where}: ${runs}`].filter(Boolean).join(" · "));
+      told(
+        [
+          textAt(name[node]),
+          textAt(target[node]),
+          textAt(types[node]),
+          textAt(module[node]),
+          flopsText(flops[node]),
+          `${where}: ${runs}`,
+        ]
+          .filter(Boolean)
+          .join(" · "),
+      );
       return;
     }
     open(element);
@@ -143,7 +183,10 @@ function backwardView(pane, backward, told) {
       opened = opened.filter((one) => one !== victim && !contains(victim, one));
     }
     const closed = kept - opened.length;
-    render(isShell(element, opened) ? null : element, closed ? `${counted(closed, "module")} closed: at most ${MOST_BOXES} boxes are drawn.` : "");
+    render(
+      isShell(element, opened) ? null : element,
+      closed ? `${counted(closed, "module")} closed: at most ${MOST_BOXES} boxes are drawn.` : "",
+    );
   }
 
   function close(element) {
@@ -210,12 +253,14 @@ function withoutTangles(arrows, order) {
     }
   }
   const length = ({ from, to }) => Math.abs(order.get(to) - order.get(from));
-  const dropped = [...ends.values()].filter((own) => own.length > MOST_ARROWS).flatMap((own) => {
-    const near = ["from", "to"].flatMap((end) => {
-      const there = own.filter((arrow) => ends.get(arrow[end]) === own);
-      return there.sort((one, other) => length(one) - length(other)).slice(0, MOST_NEAR);
+  const dropped = [...ends.values()]
+    .filter((own) => own.length > MOST_ARROWS)
+    .flatMap((own) => {
+      const near = ["from", "to"].flatMap((end) => {
+        const there = own.filter((arrow) => ends.get(arrow[end]) === own);
+        return there.sort((one, other) => length(one) - length(other)).slice(0, MOST_NEAR);
+      });
+      return own.filter((arrow) => !near.includes(arrow));
     });
-    return own.filter((arrow) => !near.includes(arrow));
-  });
   return arrows.filter((arrow) => !dropped.includes(arrow));
 }

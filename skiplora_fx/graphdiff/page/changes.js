@@ -17,9 +17,11 @@ function buildChanges(panel) {
     place,
     make("button", { title: "the next of those alike (j)", onclick: () => goHunk(1) }, "›"),
   );
-  const views = [["drawing", "Drawing"], ["text", "As text"], ["all", "Whole text"]].map(([view, name]) =>
-    make("button", { "data-view": view, onclick: () => change({ view }) }, name),
-  );
+  const views = [
+    ["drawing", "Drawing"],
+    ["text", "As text"],
+    ["all", "Whole text"],
+  ].map(([view, name]) => make("button", { "data-view": view, onclick: () => change({ view }) }, name));
   const fit = make("button", { onclick: () => state.free?.fit(), title: "show all of it (f)" }, "Fit");
   const panes = ["before", "after"].map((side) => make("div", { class: `pane ${side}` }));
   const captions = panes.map(() => make("figcaption"));
@@ -27,10 +29,7 @@ function buildChanges(panel) {
   const text = make("div", { class: "text" });
   const record = make("div", { class: "record", tabindex: 0, "aria-label": "record of a node" });
   const bar = make("div", { class: "bar" }, title, alike, told, make("span", { class: "views" }, ...views, fit));
-  panel.append(
-    make("aside", {}, stages, list),
-    make("div", { class: "workspace" }, bar, pair, text, record),
-  );
+  panel.append(make("aside", {}, stages, list), make("div", { class: "workspace" }, bar, pair, text, record));
 
   function transition() {
     return DATA.transitions[state.transition];
@@ -51,18 +50,25 @@ function buildChanges(panel) {
     const many = DATA.transitions.length > 9;
     if (many) {
       const select = make("select", { "aria-label": "comparison", onchange: () => goStage(Number(select.value)) });
-      stages.replaceChildren(options(select, DATA.transitions.map((one, at) => [at, stageTitle(one)])));
+      stages.replaceChildren(
+        options(
+          select,
+          DATA.transitions.map((one, at) => [at, stageTitle(one)]),
+        ),
+      );
       select.value = state.transition;
       return;
     }
-    stages.replaceChildren(...DATA.transitions.map((one, at) =>
-      make(
-        "button",
-        { "aria-pressed": String(at === state.transition), onclick: () => goStage(at) },
-        make("span", {}, stageTitle(one)),
-        make("small", {}, one.shapes.length ? counted(one.shapes.flat().length, "hunk") : "no change"),
+    stages.replaceChildren(
+      ...DATA.transitions.map((one, at) =>
+        make(
+          "button",
+          { "aria-pressed": String(at === state.transition), onclick: () => goStage(at) },
+          make("span", {}, stageTitle(one)),
+          make("small", {}, one.shapes.length ? counted(one.shapes.flat().length, "hunk") : "no change"),
+        ),
       ),
-    ));
+    );
   }
 
   function goStage(at) {
@@ -74,8 +80,13 @@ function buildChanges(panel) {
     const items = shapes.slice(0, MOST_LISTED).map((hunks, at) => {
       const pairs = hunks[0].nodes.map((node) => transition().nodes[node]);
       const changed = pairs.filter((_, node) => hunks[0].context[node] === "0");
-      const counts = ["added", "removed", "rewired", "changed"].map((kind) => [kind, changed.filter(([one]) => one === kind).length]);
-      const chips = counts.filter(([, number]) => number).map(([kind, number]) => make("span", { class: `chip ${kind}` }, `${number} ${kind}`));
+      const counts = ["added", "removed", "rewired", "changed"].map((kind) => [
+        kind,
+        changed.filter(([one]) => one === kind).length,
+      ]);
+      const chips = counts
+        .filter(([, number]) => number)
+        .map(([kind, number]) => make("span", { class: `chip ${kind}` }, `${number} ${kind}`));
       return make(
         "li",
         {},
@@ -89,7 +100,8 @@ function buildChanges(panel) {
       );
     });
     const rest = shapes.length - items.length;
-    const more = rest > 0 ? [make("li", { class: "told" }, `and ${counted(rest, "shape")} more: n goes on to them`)] : [];
+    const more =
+      rest > 0 ? [make("li", { class: "told" }, `and ${counted(rest, "shape")} more: n goes on to them`)] : [];
     list.replaceChildren(...items, ...more);
   }
 
@@ -125,7 +137,13 @@ function buildChanges(panel) {
     } else if (hunk.nodes.length === 0) {
       pair.hidden = record.hidden = true;
       text.hidden = false;
-      text.replaceChildren(make("p", { class: "nothing" }, "There was no room for this one in the file: it is like the first of its kind."));
+      text.replaceChildren(
+        make(
+          "p",
+          { class: "nothing" },
+          "There was no room for this one in the file: it is like the first of its kind.",
+        ),
+      );
     } else {
       showHunk(hunk);
     }
@@ -212,7 +230,12 @@ function buildChanges(panel) {
       "-": () => state.free?.zoomBy(1 / 1.3),
       t: () => change({ view: state.view === "drawing" ? "text" : "drawing" }),
     },
-    help: [["n p", "next, previous change"], ["j k", "next, previous of those alike"], ["t", "text or drawing"], ["f + −", "fit, zoom"]],
+    help: [
+      ["n p", "next, previous change"],
+      ["j k", "next, previous of those alike"],
+      ["t", "text or drawing"],
+      ["f + −", "fit, zoom"],
+    ],
   };
 }
 

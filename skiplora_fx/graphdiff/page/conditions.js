@@ -2,7 +2,9 @@
 // What of the backward runs under some decisions, by the conditions that were compiled.
 
 const BACKWARDS = DATA.backwards.map((backward) => backward && prepared(backward));
-const CALL_SITES = DATA.calls.map((_, call) => DATA.sites.flatMap((site, place) => (site.call === call ? [place] : [])));
+const CALL_SITES = DATA.calls.map((_, call) =>
+  DATA.sites.flatMap((site, place) => (site.call === call ? [place] : [])),
+);
 
 // With the place of each node's region, and the FLOPs that run always and at most.
 function prepared(backward) {
@@ -27,8 +29,14 @@ function callUnder(call, opens) {
   if (!backward) {
     return { running: [], flops: 0, total: 0 };
   }
-  const running = regionsThatRun(backward, CALL_SITES[call].map((place) => opens[place]));
-  const flops = backward.regions.reduce((sum, region, place) => (running[place] ? sum + region.flops : sum), backward.always);
+  const running = regionsThatRun(
+    backward,
+    CALL_SITES[call].map((place) => opens[place]),
+  );
+  const flops = backward.regions.reduce(
+    (sum, region, place) => (running[place] ? sum + region.flops : sum),
+    backward.always,
+  );
   return { running, flops, total: backward.total };
 }
 

@@ -9,10 +9,12 @@ function textAt(place) {
 }
 
 function recordAt(place) {
-  return Object.fromEntries(DATA.fields.map((field, column) => {
-    const value = DATA.records[place][column];
-    return [field, NUMBERS.has(field) ? value : textAt(value)];
-  }));
+  return Object.fromEntries(
+    DATA.fields.map((field, column) => {
+      const value = DATA.records[place][column];
+      return [field, NUMBERS.has(field) ? value : textAt(value)];
+    }),
+  );
 }
 
 // A node that is compared: its change, the fields that differ, and both sides as {record, reads}, or null.

@@ -13,7 +13,13 @@ function boxSize(lines) {
 // arrows: [{from, to, up}], where up points from the lower box to the upper one. Returns {width, height, boxes: Map of id to its place, arrows: the same with a path}.
 function layOut(boxes, arrows, frames = []) {
   const graph = new dagre.graphlib.Graph({ compound: frames.length > 0 });
-  graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: frames.length ? 44 : 24, marginx: 12, marginy: frames.length ? 30 : 12 });
+  graph.setGraph({
+    rankdir: "TB",
+    nodesep: 18,
+    ranksep: frames.length ? 44 : 24,
+    marginx: 12,
+    marginy: frames.length ? 30 : 12,
+  });
   graph.setDefaultEdgeLabel(() => ({}));
   for (const { id, width, height } of boxes) {
     graph.setNode(id, { width, height });

@@ -7,17 +7,26 @@ function gateList(opens, changed) {
     make(
       "button",
       { class: "gate", "data-site": place, title: site.name, onclick: () => changed([place], !opens[place]) },
-      shortened(site.name.slice(site.block.length).replace(/^\./, "") || site.name.slice(SITES_PREFIX.length) || "(the model)", 28),
+      shortened(
+        site.name.slice(site.block.length).replace(/^\./, "") || site.name.slice(SITES_PREFIX.length) || "(the model)",
+        28,
+      ),
     ),
   );
   const heads = blocks.map(({ block, places }) =>
     make(
       "button",
-      { class: "block", title: `${block}: all of it`, onclick: () => changed(places, !places.some((place) => opens[place])) },
+      {
+        class: "block",
+        title: `${block}: all of it`,
+        onclick: () => changed(places, !places.some((place) => opens[place])),
+      },
       block.slice(SITES_PREFIX.length) || block || "(the model)",
     ),
   );
-  const groups = blocks.map(({ places }, at) => make("li", {}, heads[at], make("span", {}, ...places.map((place) => buttons[place]))));
+  const groups = blocks.map(({ places }, at) =>
+    make("li", {}, heads[at], make("span", {}, ...places.map((place) => buttons[place]))),
+  );
 
   function refresh() {
     buttons.forEach((button, place) => button.setAttribute("aria-pressed", String(opens[place])));

@@ -22,5 +22,8 @@ function globPattern(glob) {
 
 // texts: several globs, between spaces or commas.
 function globsIn(texts) {
-  return texts.split(/[\s,]+/).filter(Boolean).map((text) => ({ text, pattern: globPattern(text) }));
+  return texts
+    .split(/[\s,]+/)
+    .filter(Boolean)
+    .map((text) => ({ text, pattern: globPattern(text) }));
 }

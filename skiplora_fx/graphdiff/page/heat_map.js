@@ -6,7 +6,9 @@ const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80
 function viridis(share) {
   const at = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
   const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
-  const [from, to] = [VIRIDIS[low], VIRIDIS[low + 1]].map((colour) => [1, 3, 5].map((place) => parseInt(colour.slice(place, place + 2), 16)));
+  const [from, to] = [VIRIDIS[low], VIRIDIS[low + 1]].map((colour) =>
+    [1, 3, 5].map((place) => parseInt(colour.slice(place, place + 2), 16)),
+  );
   return from.map((part, place) => Math.round(part + (to[place] - part) * (at - low)));
 }
 

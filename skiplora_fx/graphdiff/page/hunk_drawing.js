@@ -49,19 +49,30 @@ function arrowsOf(pairs, side) {
 function widest(pair) {
   const sides = [pair.before, pair.after].filter((side) => side !== null).map((side) => linesOf(side.record));
   const rows = Math.max(...sides.map((lines) => lines.length));
-  return Array.from({ length: rows }, (_, row) => sides.map((lines) => lines[row] ?? "").reduce((a, b) => (a.length > b.length ? a : b)));
+  return Array.from({ length: rows }, (_, row) =>
+    sides.map((lines) => lines[row] ?? "").reduce((a, b) => (a.length > b.length ? a : b)),
+  );
 }
 
 function linesOf(record) {
   const input = record.op === "placeholder" || record.op === "get_attr";
   const region = record.region === null ? "" : `  region ${record.region}`;
   const types = `${shortened(record.types, 30)}${region}`.trim();
-  return [shortened(input ? record.op : shortTarget(record.target), 34), shortened(record.name, 34), ...(types ? [types] : [])];
+  return [
+    shortened(input ? record.op : shortTarget(record.target), 34),
+    shortened(record.name, 34),
+    ...(types ? [types] : []),
+  ];
 }
 
 function nodeBox(pair, side, layout, pick) {
   const attributes = { class: `box ${pair.change}`, "data-node": pair[side].record.name, "data-place": pair.place };
   const label = `${pair[side].record.name}, ${pair.change}`;
   const act = () => pick(pair);
-  return drawBox(layout.boxes.get(String(pair.place)), linesOf(pair[side].record), { ...attributes, "aria-label": label }, act);
+  return drawBox(
+    layout.boxes.get(String(pair.place)),
+    linesOf(pair[side].record),
+    { ...attributes, "aria-label": label },
+    act,
+  );
 }

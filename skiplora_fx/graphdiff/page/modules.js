@@ -39,7 +39,12 @@ function settle(element) {
   inner.forEach(settle);
   const loose = element.kids.filter((kid) => kid.leaf);
   if (inner.length && loose.length > LOOSE) {
-    const own = gathered(`o:${element.path}`, element.path, element.path ? `${element.title} itself` : "outside modules", loose);
+    const own = gathered(
+      `o:${element.path}`,
+      element.path,
+      element.path ? `${element.title} itself` : "outside modules",
+      loose,
+    );
     element.kids = [...inner, inParts(own)];
   }
   inParts(element);
@@ -51,7 +56,14 @@ function inParts(element) {
     const parts = [];
     for (let begin = 0; begin < element.kids.length; begin += size) {
       const kids = element.kids.slice(begin, begin + size);
-      parts.push(gathered(`${element.id}#${element.kids.length}:${begin}`, element.path, `${begin + 1} to ${begin + kids.length}`, kids));
+      parts.push(
+        gathered(
+          `${element.id}#${element.kids.length}:${begin}`,
+          element.path,
+          `${begin + 1} to ${begin + kids.length}`,
+          kids,
+        ),
+      );
     }
     element.kids = parts;
     inParts(element);

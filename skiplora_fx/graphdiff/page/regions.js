@@ -20,7 +20,13 @@ function regionTable(backward, running) {
     { key: "modules", title: "modules" },
     { key: "otherwise", title: "if closed" },
   ];
-  const { element, refresh } = searchTable({ columns, filters: ["status"], values: { status: ["runs", "closed"] }, rows: rows(running), said: "cond" });
+  const { element, refresh } = searchTable({
+    columns,
+    filters: ["status"],
+    values: { status: ["runs", "closed"] },
+    rows: rows(running),
+    said: "cond",
+  });
   return { element, refresh: (found) => refresh(rows(found)) };
 }
 

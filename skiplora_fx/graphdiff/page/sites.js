@@ -21,19 +21,30 @@ function buildSites(panel) {
     { key: "kind", title: "kind" },
     { key: "rank", title: "rank", number: true },
     { key: "saves", title: "saves alone", number: true, shown: share("saves") },
-    ...(timeline ? [{ key: "ratio", title: "last M", number: true }, { key: "skipped", title: "was shut", number: true, shown: share("skipped") }] : []),
+    ...(timeline
+      ? [
+          { key: "ratio", title: "last M", number: true },
+          { key: "skipped", title: "was shut", number: true, shown: share("skipped") },
+        ]
+      : []),
     { key: "hunks", title: "hunks", number: true },
     { key: "reason", title: "reason" },
     { key: "family", title: "family" },
     { key: "where", title: "where" },
   ];
   const rows = [...gated, ...rejected];
-  const there = columns.filter((column) => rows.some((row) => row[column.key] !== null && row[column.key] !== undefined && row[column.key] !== ""));
+  const there = columns.filter((column) =>
+    rows.some((row) => row[column.key] !== null && row[column.key] !== undefined && row[column.key] !== ""),
+  );
   const filters = ["status", "kind", "family", "reason"].filter((key) => there.some((column) => column.key === key));
   const { element } = searchTable({ columns: there, filters, rows, pick: goToSite, said: "site" });
   panel.append(
     element,
-    make("p", { class: "told" }, "saves alone: share of the backward's FLOPs that shutting this one leaves out. A click on a gated site shows what was done there."),
+    make(
+      "p",
+      { class: "told" },
+      "saves alone: share of the backward's FLOPs that shutting this one leaves out. A click on a gated site shows what was done there.",
+    ),
   );
 }
 

@@ -49,10 +49,20 @@ function totals() {
 function comparisons() {
   const kinds = ["added", "removed", "rewired", "changed", "same"];
   const rows = DATA.transitions.map((one) => {
-    const numbers = kinds.map((kind) => make("td", { class: `number ${one.counts[kind] ? kind : "none"}` }, (one.counts[kind] ?? 0).toLocaleString("en")));
+    const numbers = kinds.map((kind) =>
+      make("td", { class: `number ${one.counts[kind] ? kind : "none"}` }, (one.counts[kind] ?? 0).toLocaleString("en")),
+    );
     const hunks = make("td", { class: "number" }, one.shapes.flat().length.toLocaleString("en"));
     const shapes = make("td", { class: "number" }, one.shapes.length.toLocaleString("en"));
-    return make("tr", {}, make("th", { scope: "row" }, stageTitle(one)), ...numbers, hunks, shapes, make("td", {}, one.method));
+    return make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, stageTitle(one)),
+      ...numbers,
+      hunks,
+      shapes,
+      make("td", {}, one.method),
+    );
   });
   const heads = ["", ...kinds, "hunks", "shapes", "aligned by"].map((title, place) =>
     make("th", { scope: "col", class: place > 0 && place < 8 ? "number" : null }, title),
@@ -65,16 +75,31 @@ function operators(transition) {
     const step = after - before;
     const signed = `${step > 0 ? "+" : "−"}${Math.abs(step).toLocaleString("en")}`;
     const cells = [before, after].map((number) => make("td", { class: "number" }, number.toLocaleString("en")));
-    return make("tr", {}, make("td", { class: "code" }, name), ...cells, make("td", { class: `number ${step > 0 ? "added" : "removed"}` }, signed));
+    return make(
+      "tr",
+      {},
+      make("td", { class: "code" }, name),
+      ...cells,
+      make("td", { class: `number ${step > 0 ? "added" : "removed"}` }, signed),
+    );
   });
-  const heads = ["operator", "before", "after", ""].map((title, place) => make("th", { scope: "col", class: place ? "number" : null }, title));
+  const heads = ["operator", "before", "after", ""].map((title, place) =>
+    make("th", { scope: "col", class: place ? "number" : null }, title),
+  );
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
-  return make("div", { class: "card" }, make("h3", {}, stageTitle(transition)), make("div", { class: "scroll" }, table));
+  return make(
+    "div",
+    { class: "card" },
+    make("h3", {}, stageTitle(transition)),
+    make("div", { class: "scroll" }, table),
+  );
 }
 
 function stageTable() {
   const rows = DATA.snapshots.flatMap((snapshot, place) =>
-    snapshot.graphs.flatMap((graph) => graph.stages.map(([name, nodes]) => ({ graph: graph.number, place, name, nodes }))),
+    snapshot.graphs.flatMap((graph) =>
+      graph.stages.map(([name, nodes]) => ({ graph: graph.number, place, name, nodes })),
+    ),
   );
   const sides = runs() > 1 ? ["before", "after"] : [""];
   const lines = rows.map(({ graph, place, name, nodes }) =>
@@ -87,6 +112,11 @@ function stageTable() {
       make("td", {}, DATA.stages[name]),
     ),
   );
-  const heads = [["", null], ["stage", null], ["nodes", "number"], ["", null]].map(([title, kind]) => make("th", { scope: "col", class: kind }, title));
+  const heads = [
+    ["", null],
+    ["stage", null],
+    ["nodes", "number"],
+    ["", null],
+  ].map(([title, kind]) => make("th", { scope: "col", class: kind }, title));
   return make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...lines));
 }

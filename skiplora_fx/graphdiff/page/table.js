@@ -24,12 +24,17 @@ function searchTable({ columns, filters = [], values = {}, rows, pick, said }) {
   });
   const told = make("span", { class: "told", role: "status" });
   const heads = columns.map((column) => {
-    const sort = () => update({ key: column.key, down: state.key === column.key ? !state.down : Boolean(column.number) });
+    const sort = () =>
+      update({ key: column.key, down: state.key === column.key ? !state.down : Boolean(column.number) });
     const title = make("button", { onclick: sort }, column.title);
     return make("th", { scope: "col", class: column.number ? "number" : null }, title);
   });
   const body = make("tbody");
-  const more = make("button", { class: "more", hidden: true, onclick: () => update({ most: state.most * 4 }) }, "show more");
+  const more = make(
+    "button",
+    { class: "more", hidden: true, onclick: () => update({ most: state.most * 4 }) },
+    "show more",
+  );
   const bar = make("div", { class: "bar" }, search, ...selects, told);
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
   const element = make("div", { class: "search-table" }, bar, make("div", { class: "scroll" }, table, more));
@@ -48,8 +53,13 @@ function searchTable({ columns, filters = [], values = {}, rows, pick, said }) {
   }
 
   function fits(row) {
-    const chosen = Object.entries(state.chosen).every(([key, value]) => value === "" || String(row[key] ?? "") === value);
-    return chosen && (state.search === "" || columns.some((column) => cell(row, column).toLowerCase().includes(state.search)));
+    const chosen = Object.entries(state.chosen).every(
+      ([key, value]) => value === "" || String(row[key] ?? "") === value,
+    );
+    return (
+      chosen &&
+      (state.search === "" || columns.some((column) => cell(row, column).toLowerCase().includes(state.search)))
+    );
   }
 
   // What has no value comes last, whichever way the rest is sorted.

@@ -8,7 +8,14 @@ function addTab(id, title, build) {
   const panel = make("section", { id, role: "tabpanel", "aria-labelledby": `tab-${id}`, hidden: true });
   const button = make(
     "button",
-    { id: `tab-${id}`, role: "tab", "aria-controls": id, "aria-selected": "false", tabindex: -1, onclick: () => showTab(id) },
+    {
+      id: `tab-${id}`,
+      role: "tab",
+      "aria-controls": id,
+      "aria-selected": "false",
+      tabindex: -1,
+      onclick: () => showTab(id),
+    },
     title,
   );
   document.getElementById("panels").append(panel);
@@ -35,9 +42,9 @@ function shownTab() {
 
 function showHelp(help) {
   const entries = [[`1–${TABS.size}`, "view"], ...(help ?? [])];
-  document.getElementById("help").replaceChildren(
-    ...entries.flatMap(([keys, told]) => [make("span", {}, make("kbd", {}, keys), ` ${told}`)]),
-  );
+  document
+    .getElementById("help")
+    .replaceChildren(...entries.flatMap(([keys, told]) => [make("span", {}, make("kbd", {}, keys), ` ${told}`)]));
 }
 
 function takeKeys() {

@@ -8,7 +8,10 @@ function hunkText(labels, pairs) {
     if (pair.change === "same") {
       return [` ${recordLine(pair.after.record)}`];
     }
-    const sides = [["-", pair.before], ["+", pair.after]].filter(([, side]) => side !== null);
+    const sides = [
+      ["-", pair.before],
+      ["+", pair.after],
+    ].filter(([, side]) => side !== null);
     return sides.map(([sign, side]) => sign + recordLine(side.record));
   });
   const there = (side) => pairs.filter((pair) => pair[side] !== null).length;
@@ -22,7 +25,12 @@ function recordLine(record) {
 }
 
 function diffElement(text) {
-  const html = Diff2Html.html(text, { drawFileList: false, outputFormat: "line-by-line", matching: "lines", colorScheme: "auto" });
+  const html = Diff2Html.html(text, {
+    drawFileList: false,
+    outputFormat: "line-by-line",
+    matching: "lines",
+    colorScheme: "auto",
+  });
   const parsed = new DOMParser().parseFromString(html, "text/html");
   return make("div", { class: "diff" }, ...document.importNode(parsed.body, true).childNodes);
 }

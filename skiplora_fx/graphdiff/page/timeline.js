@@ -4,7 +4,12 @@
 function buildTimeline(panel) {
   const { timeline } = DATA;
   const number = timeline.run[1] > 1 ? `run ${timeline.run[0]} of ${timeline.run[1]}` : "";
-  const head = ["M = ‖Δh‖ / ‖h‖ by site", timeline.policy && `policy ${timeline.policy}`, counted(timeline.steps, "step"), number];
+  const head = [
+    "M = ‖Δh‖ / ‖h‖ by site",
+    timeline.policy && `policy ${timeline.policy}`,
+    counted(timeline.steps, "step"),
+    number,
+  ];
   const told = make("p", { class: "told", role: "status", id: "hovered" });
   const heat = make("div", { class: "heat" });
   const loss = make("div", { class: "loss" });
@@ -64,7 +69,10 @@ function buildTimeline(panel) {
             scales: { x: { time: false } },
             padding,
             axes: [axis("step"), { ...axis("loss"), size: labelWidth - labelSize }],
-            series: [{}, { stroke: cssColour("--accent"), width: 1.5, spanGaps: true, points: { show: losses.size < 60 } }],
+            series: [
+              {},
+              { stroke: cssColour("--accent"), width: 1.5, spanGaps: true, points: { show: losses.size < 60 } },
+            ],
           },
           [steps, steps.map((at) => losses.get(at) ?? null)],
           loss,
@@ -88,7 +96,10 @@ function buildTimeline(panel) {
         matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
       }
     },
-    help: [["drag", "zoom"], ["double-click", "all steps"]],
+    help: [
+      ["drag", "zoom"],
+      ["double-click", "all steps"],
+    ],
   };
 }
 
@@ -96,7 +107,15 @@ const labelWidth = 190;
 const labelSize = 20;
 
 function axis(label) {
-  return { label, stroke: cssColour("--ink"), grid: { show: false }, ticks: { stroke: cssColour("--line") }, labelSize, font: "12px system-ui", labelFont: "12px system-ui" };
+  return {
+    label,
+    stroke: cssColour("--ink"),
+    grid: { show: false },
+    ticks: { stroke: cssColour("--line") },
+    labelSize,
+    font: "12px system-ui",
+    labelFont: "12px system-ui",
+  };
 }
 
 // Names of sites, as many as there is room for.
@@ -133,5 +152,15 @@ function colourBar(timeline) {
   const ramp = make("span", { class: "ramp" });
   ramp.style.background = `linear-gradient(90deg, ${VIRIDIS.join(", ")})`;
   const [low, high] = timeline.range.map((value) => String(Number(value.toPrecision(2))));
-  return make("span", { class: "colour-bar" }, low, ramp, high, make("span", { class: "swatch shut" }), "shut", make("span", { class: "swatch none" }), "no M");
+  return make(
+    "span",
+    { class: "colour-bar" },
+    low,
+    ramp,
+    high,
+    make("span", { class: "swatch shut" }),
+    "shut",
+    make("span", { class: "swatch none" }),
+    "no M",
+  );
 }

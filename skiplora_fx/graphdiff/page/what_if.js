@@ -12,15 +12,31 @@ function buildWhatIf(panel) {
   const share = make("output", { class: "share", id: "share" });
   const meter = make("meter", { min: 0, max: 1, value: 1, "aria-label": "share of the backward that remains" });
   const facts = make("dl", { class: "facts" });
-  const depth = make("input", { type: "range", min: 0, max: gates.blocks.length, value: 0, id: "depth", oninput: () => truncate(Number(depth.value)) });
+  const depth = make("input", {
+    type: "range",
+    min: 0,
+    max: gates.blocks.length,
+    value: 0,
+    id: "depth",
+    oninput: () => truncate(Number(depth.value)),
+  });
   const depthTold = make("output", { for: "depth" });
-  const globs = make("input", { type: "text", id: "globs", placeholder: "*.layers.0.*  *.q_proj", oninput: () => globsTold(), onkeydown: (event) => event.key === "Enter" && byGlobs(false) });
+  const globs = make("input", {
+    type: "text",
+    id: "globs",
+    placeholder: "*.layers.0.*  *.q_proj",
+    oninput: () => globsTold(),
+    onkeydown: (event) => event.key === "Enter" && byGlobs(false),
+  });
   const matched = make("span", { class: "told", role: "status" });
   const pane = make("div", { class: "pane" });
   const told = make("p", { class: "told node-told", role: "status" });
   const calls = make("select", { "aria-label": "call", onchange: () => showCall(Number(calls.value)) });
   const conds = make("div", { class: "conds" });
-  options(calls, DATA.calls.map((_, call) => [call, callTitle(call)]));
+  options(
+    calls,
+    DATA.calls.map((_, call) => [call, callTitle(call)]),
+  );
   calls.hidden = DATA.calls.length < 2;
   panel.append(
     make(
@@ -30,13 +46,23 @@ function buildWhatIf(panel) {
       make("label", { for: "depth" }, "shut the lowest blocks ", depthTold),
       depth,
       make("label", { for: "globs" }, "sites by globs ", matched),
-      make("div", { class: "bar" }, globs, make("button", { onclick: () => byGlobs(false) }, "shut"), make("button", { onclick: () => byGlobs(true) }, "open")),
+      make(
+        "div",
+        { class: "bar" },
+        globs,
+        make("button", { onclick: () => byGlobs(false) }, "shut"),
+        make("button", { onclick: () => byGlobs(true) }, "open"),
+      ),
       make(
         "div",
         { class: "bar" },
         make("button", { onclick: () => set(opens.keys(), true) }, "open all"),
         make("button", { onclick: () => set(opens.keys(), false) }, "shut all"),
-        make("button", { onclick: () => opens.forEach((open, place) => (opens[place] = !open)) ?? refresh() }, "invert"),
+        make(
+          "button",
+          { onclick: () => opens.forEach((open, place) => (opens[place] = !open)) ?? refresh() },
+          "invert",
+        ),
       ),
       gates.element,
     ),
@@ -48,8 +74,19 @@ function buildWhatIf(panel) {
         { class: "bar" },
         make("h2", {}, "The backward, by module"),
         calls,
-        make("span", { class: "legend" }, ...["alive", "partly", "dead"].map((kind) => make("span", { class: `chip ${kind}` }, { alive: "runs", partly: "in part", dead: "does not run" }[kind]))),
-        make("span", { class: "views" }, make("button", { onclick: () => state.view.closeAll() }, "Close all"), make("button", { onclick: () => state.view.fit(), title: "f" }, "Fit")),
+        make(
+          "span",
+          { class: "legend" },
+          ...["alive", "partly", "dead"].map((kind) =>
+            make("span", { class: `chip ${kind}` }, { alive: "runs", partly: "in part", dead: "does not run" }[kind]),
+          ),
+        ),
+        make(
+          "span",
+          { class: "views" },
+          make("button", { onclick: () => state.view.closeAll() }, "Close all"),
+          make("button", { onclick: () => state.view.fit(), title: "f" }, "Fit"),
+        ),
       ),
       pane,
       told,
@@ -134,7 +171,11 @@ function buildWhatIf(panel) {
       "+": () => state.view?.zoomBy(1.3),
       "-": () => state.view?.zoomBy(1 / 1.3),
     },
-    help: [["o s", "open, shut all"], ["n p", "one block more, less"], ["f + −", "fit, zoom"]],
+    help: [
+      ["o s", "open, shut all"],
+      ["n p", "one block more, less"],
+      ["f + −", "fit, zoom"],
+    ],
   };
 }
 
