@@ -8,18 +8,19 @@ INSTALLED := $(VENV)/.installed
 TYPED := build/typed/skiplora_fx
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-torch fuzz audit check format bench clean
+.PHONY: help train test test-all test-browser test-torch fuzz audit check format bench clean
 
 help:
-	@echo "make train      pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
-	@echo "make test       the tests"
-	@echo "make test-all   the tests and the slow sweeps"
-	@echo "make fuzz       random models against the eager oracle: make fuzz SEED=1 CASES=200"
-	@echo "make test-torch the tests with another torch, in an environment of its own: make test-torch VERSION=2.14.1"
-	@echo "make audit      known vulnerabilities of what is installed (pip-audit)"
-	@echo "make check      ruff and mypy"
-	@echo "make format     let ruff format and mend what it can"
-	@echo "make bench      benchmarks/speed.py with its defaults"
+	@echo "make train         pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
+	@echo "make test          the tests"
+	@echo "make test-all      the tests and the slow sweeps"
+	@echo "make test-browser  the page of skiplora diff in Chromium, which is installed if it is not there (Debian, Ubuntu)"
+	@echo "make test-torch    the tests with another torch, in an environment of its own: make test-torch VERSION=2.14.1"
+	@echo "make fuzz          random models against the eager oracle: make fuzz SEED=1 CASES=200"
+	@echo "make audit         known vulnerabilities of what is installed (pip-audit)"
+	@echo "make check         ruff and mypy"
+	@echo "make format        let ruff format and mend what it can"
+	@echo "make bench         benchmarks/speed.py with its defaults"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,10 +31,14 @@ train: $(INSTALLED)
 	$(BIN)/python examples/train.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not browser"
+
+test-browser: $(INSTALLED)
+	sh tests/browser/install_chromium.sh
+	$(BIN)/python -m pytest -m browser
 
 # Whatever else is pinned stays so.
 test-torch:
@@ -43,7 +48,7 @@ test-torch:
 	build/torch-$(VERSION)/bin/python -m pip install --quiet "torch==$(VERSION)"
 	build/torch-$(VERSION)/bin/python -m pip install --quiet "torch==$(VERSION)" \
 		--constraint build/torch-$(VERSION)/constraints.txt --editable ".[dev]"
-	build/torch-$(VERSION)/bin/python -m pytest -n 2 -m "not slow"
+	build/torch-$(VERSION)/bin/python -m pytest -n 2 -m "not slow and not browser"
 
 audit: $(INSTALLED)
 	$(PYTHON) -m venv build/audit

@@ -54,7 +54,7 @@ def draw_gates(figure: Any, axes: Axes, run: Run) -> None:
     from matplotlib.colors import LogNorm
 
     columns = Columns.of(run)
-    low, high = _range(columns.ratio)
+    low, high = colour_range(columns.ratio)
     mesh = axes.pcolormesh(
         columns.edges,
         [row - 0.5 for row in range(len(run.sites) + 1)],
@@ -82,7 +82,7 @@ def _means(values: Tensor, column: Tensor, count: int) -> Tensor:
     return (sums / counts).T
 
 
-def _range(ratios: Tensor) -> tuple[float, float]:
+def colour_range(ratios: Tensor) -> tuple[float, float]:
     """Return the M of the lowest and of the highest colour."""
     positive = ratios[(ratios > 0) & torch.isfinite(ratios)].sort().values
     if not len(positive):

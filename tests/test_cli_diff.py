@@ -12,6 +12,7 @@ from typing import Any
 
 import models
 import pytest
+from step_logs import written
 
 from skiplora_fx.cli import main
 
@@ -63,6 +64,15 @@ def test_json_of_two_snapshots(folder: Path, capsys: Any) -> None:
     assert all(set(transition["counts"]) != {"same"} for transition in data["transitions"])
 
 
+def test_html_is_one_file_with_the_timeline_of_a_log(folder: Path, capsys: Any) -> None:
+    log = str(written(folder / "log.jsonl"))
+    assert main(["diff", str(folder / "qv.json"), "--html", str(folder / "page.html"), "--log", log]) == 1
+    assert capsys.readouterr() == ("", "")
+    page = (folder / "page.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert '"timeline":{"policy"' in page
+
+
 def test_colours_are_for_terminals(folder: Path) -> None:
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -97,6 +107,9 @@ def test_whoever_reads_may_stop(folder: Path) -> None:
         (["{folder}/q.json", "--stage", "gates"], "there is no stage 'gates'"),
         (["{folder}/q.json", "--site", "none"], "'none' matches no site"),
         (["{folder}/q.json", "--json", "{folder}/no/file.json"], "cannot be written"),
+        (["{folder}/q.json", "--html", "{folder}/no/page.html"], "cannot be written"),
+        (["{folder}/q.json", "--log", "log.jsonl"], "give --html FILE too"),
+        (["none.json", "--html", "page.html", "--log", "{folder}/config.json"], "config.json is no skiplora log"),
         (["{folder}", "--target-modules", "none"], "PEFT finds none of none"),
     ],
 )

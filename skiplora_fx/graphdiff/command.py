@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..read_log import read_log
 from .files import read_snapshot
 from .graph_diff import GraphDiff, compare, diff, stages_of
+from .page import write_page
 
 Build = Callable[[str], tuple[Any, dict[str, Any]]]
 """Returns, for the name of a model, the model and what it is called with."""
@@ -28,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write JSON to a file, or print it, instead of text"
     )
+    parser.add_argument("--html", metavar="FILE", help="write one HTML file that shows all of it, instead of text")
+    parser.add_argument("--log", metavar="FILE", help="of a run of the model: the HTML file shows its timeline")
     parser.add_argument("--text", action="store_true", help="print a unified diff, as where the output is no terminal")
     parser.add_argument("--only-changed", action="store_true", help="leave out comparisons that find no difference")
     parser.add_argument("--site", default="", metavar="GLOB", help="only what belongs to sites whose names match")
@@ -40,12 +44,17 @@ def run(arguments: argparse.Namespace, build: Build) -> int:
     Raises:
         SkipLoraError: a file cannot be read, or a model cannot be built or traced.
     """
+    if arguments.log and not arguments.html:
+        raise UsageError("--log is for the timeline of the HTML file: give --html FILE too")
+    logged = read_log(arguments.log) if arguments.log else None  # before what takes long
     whole = _find(arguments, build)
     found = whole.only(stage=arguments.stage, site=arguments.site, changed=arguments.only_changed)
     try:
+        if arguments.html:
+            write_page(found, arguments.html, logged)
         if arguments.json:
             _write(found.to_json(), arguments.json)
-        else:
+        elif not arguments.html:
             _print(found, arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, such as head, has read enough; Python would complain at its exit

@@ -10,12 +10,14 @@ from pathlib import Path
 from .exports import dot, model_explorer, model_explorer_mapping, model_explorer_node_data
 from .files import dump, snapshot_json
 from .graph_diff import WITHIN, Transition, stages_of
+from .page import page_html
 from .records import Snapshot, StageRecord
 from .stages import STAGES
 from .text import node_line, unified
 
 _KEPT = ("captured", "gated", "forward", "predicated")
 """Stages at which the snapshot is written: where a compile may pause or end."""
+_OF_ALL_STAGES = {"page.html": "all of it, to look at", "snapshot.json": "every stage, for skiplora diff"}
 
 
 class DebugDir:
@@ -43,6 +45,8 @@ class DebugDir:
             _write_transition(folder / f"{number}_{name}", transition)
         if name in _KEPT:
             _replace(folder / "snapshot.json", snapshot_json(snapshot))
+        if name == "predicated":
+            _replace(folder / "page.html", page_html(stages_of(snapshot)))
         _replace(self._root / "index.html", _index(self._root))
 
 
@@ -86,7 +90,7 @@ def _entries(folder: Path) -> Iterator[str]:
     yield f"<h2>{name}</h2><ul>"
     for file in sorted(folder.iterdir()):
         if not file.name.startswith("."):
-            told = STAGES.get(file.name.partition("_")[2].partition(".")[0], "every stage, for skiplora diff")
+            told = _OF_ALL_STAGES.get(file.name) or STAGES.get(file.name.partition("_")[2].partition(".")[0], "")
             link = html.escape(file.name)
             yield f'<li><a href="{name}/{link}">{link}</a> {html.escape(told)}</li>'
     yield "</ul>"
@@ -98,4 +102,5 @@ _HEAD = """<!doctype html>
 <style>body { font-family: sans-serif; margin: 2em } li { margin: 0.2em }</style>
 <h1>What skiplora_fx compiled</h1>
 <p>One folder for each graph. Of each stage there is text and a graph for Model Explorer; where a pass has made one
-stage of another also a unified diff, the hunks for Graphviz (.dot), and Model Explorer's mapping and node data.</p>"""
+stage of another also a unified diff, the hunks for Graphviz (.dot), and Model Explorer's mapping and node data.
+page.html shows all of it, if the graph has gates.</p>"""

@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ..config import SkipLoraConfig
 from ..errors import UsageError
+from ..read_log import read_log
 from .align import Alignment, Method, align
 from .files import DIFF_FORMAT, dump, snapshot_data
 from .hunks import Hunk, Shape, find_hunks, fold
@@ -154,6 +156,21 @@ class GraphDiff:
                 "transitions": [_transition_data(transition) for transition in self.transitions],
             }
         )
+
+    def to_html(self, path: str | Path, log: str | Path | None = None, run: int | None = None) -> None:
+        """Write everything as one HTML file, which opens from disk and fetches nothing.
+
+        Args:
+            path: the file.
+            log: of a run of the model, as :func:`~skiplora_fx.read_log.read_log` takes it: the page has its timeline.
+            run: which of the log's runs; the one that was written last if not given.
+
+        Raises:
+            FileError: the file cannot be written, or the log cannot be read.
+        """
+        from .page import write_page
+
+        write_page(self, path, read_log(log, run) if log is not None else None)
 
 
 def _unified(transition: Transition, site: str) -> str:

@@ -27,6 +27,14 @@ def node_line(node: NodeRecord, names: Mapping[str, str] | None = None) -> str:
         node: a node.
         names: other names for nodes.
     """
+    notes = [*map(type_text, node.tensors), *filter(None, [node.module])]
+    notes += [] if node.region is None else [f"region {node.region}"]
+    line = call_text(node, names)
+    return visible(f"{line}  # {' '.join(notes)}" if notes else line)
+
+
+def call_text(node: NodeRecord, names: Mapping[str, str] | None = None) -> str:
+    """Return what a node computes: the first part of its line, before :func:`visible`."""
     known = names or {}
 
     def name_of(name: str) -> str:
@@ -35,17 +43,14 @@ def node_line(node: NodeRecord, names: Mapping[str, str] | None = None) -> str:
     arguments = [_argument(argument, name_of) for argument in node.args]
     arguments += [f"{key}={_argument(value, name_of)}" for key, value in node.kwargs.items()]
     if node.op == "output":
-        line = f"return {', '.join(arguments)}"
-    elif node.op in ("placeholder", "get_attr"):
-        line = f"{name_of(node.name)} = {node.op}"
-    else:
-        line = f"{name_of(node.name)} = {node.target}({', '.join(arguments)})"
-    notes = [*map(_type, node.tensors), *filter(None, [node.module])]
-    notes += [] if node.region is None else [f"region {node.region}"]
-    return visible(f"{line}  # {' '.join(notes)}" if notes else line)
+        return f"return {', '.join(arguments)}"
+    if node.op in ("placeholder", "get_attr"):
+        return f"{name_of(node.name)} = {node.op}"
+    return f"{name_of(node.name)} = {node.target}({', '.join(arguments)})"
 
 
-def _type(tensor: TensorRecord) -> str:
+def type_text(tensor: TensorRecord) -> str:
+    """Return a tensor's type: ``float32[2, 3]``."""
     return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
 
 

@@ -30,6 +30,12 @@ def site_id(name: str, adapter: str) -> str:
     return f"{name} [{adapter}]" if adapter else name
 
 
+def block_of(name: str) -> str:
+    """Return the repeated layer that a site lies in: its path up to the first number; its whole path without one."""
+    found = re.match(r"(.*?(?:^|\.)\d+)(?:\.|$)", name)
+    return found[1] if found else name
+
+
 @dataclass(frozen=True)
 class SiteHistory:
     """What is known of one gated adapter before a step.
@@ -68,9 +74,8 @@ class SiteHistory:
 
     @property
     def block(self) -> str:
-        """The repeated layer that the site lies in: its path up to the first number; its whole path without one."""
-        found = re.match(r"(.*?(?:^|\.)\d+)(?:\.|$)", self.name)
-        return found[1] if found else self.name
+        """As :func:`block_of` says."""
+        return block_of(self.name)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def test_every_stage_of_every_compile_is_written(tmp_path: Path, monkeypatch: py
         assert [stage.name for stage in found.graphs[0].stages] == list(STAGES)
         assert [site.name for site in found.graphs[0].sites] == ["lower", "upper"]
         assert stages_of(found).what_if([False, False]).share == 0
+        assert '"name":"lower"' in (folder / "page.html").read_text()
         assert "skiplora.gate(" in (folder / "1_gated.diff").read_text()
     links = Links()
     links.feed((root / "index.html").read_text())

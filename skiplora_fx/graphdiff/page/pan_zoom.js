@@ -1,0 +1,73 @@
+"use strict";
+// Pictures that are panned and zoomed, several of them together.
+
+const READABLE = 0.75; // the smallest scale at which a picture is first shown
+
+// Returns what can be done with them: fit, show(place), zoomBy(factor), and free, to let go of them.
+function panZoomed(pictures, layout) {
+  let leading = null;
+  const together = [];
+  pictures.forEach((element, place) => {
+    const follow = () => {
+      if (leading !== null || together.length < pictures.length) {
+        return;
+      }
+      leading = together[place];
+      for (const other of together.filter((one) => one !== leading)) {
+        scaleTo(other, leading.getSizes().realZoom);
+        other.pan(leading.getPan());
+      }
+      leading = null;
+    };
+    const one = svgPanZoom(element, {
+      fit: false,
+      center: false,
+      minZoom: 0.05,
+      maxZoom: 6,
+      dblClickZoomEnabled: false,
+      zoomScaleSensitivity: 0.3,
+      onZoom: follow,
+      onPan: follow,
+    });
+    together.push(one);
+  });
+
+  function fit(least = READABLE) {
+    const { width, height } = together[0].getSizes();
+    const scale = Math.max(Math.min(width / layout.width, height / layout.height, 1.25), least);
+    scaleTo(together[0], scale);
+    const [wide, high] = [layout.width * scale > width, layout.height * scale > height];
+    const x = width / 2 - scale * (wide ? middle(layout) : layout.width / 2);
+    together[0].pan({ x, y: high ? 0 : (height - layout.height * scale) / 2 });
+  }
+
+  // A place of the layout, at the top.
+  function show(place) {
+    const { width, realZoom: scale } = together[0].getSizes();
+    together[0].pan({ x: width / 2 - scale * place.x, y: 50 - scale * (place.y - place.height / 2) });
+  }
+
+  const resized = new ResizeObserver(() => together.forEach((one) => one.resize()));
+  pictures.forEach((element) => resized.observe(element.parentElement));
+  fit();
+  return {
+    fit: () => fit(0.05),
+    show,
+    zoomBy: (factor) => together[0].zoomBy(factor),
+    free() {
+      resized.disconnect();
+      together.forEach((one) => one.destroy());
+    },
+  };
+}
+
+// The library's zoom is relative to the scale at which it last measured the picture.
+function scaleTo(one, scale) {
+  one.zoom((one.getZoom() * scale) / one.getSizes().realZoom);
+}
+
+// Where most boxes are, from left to right.
+function middle(layout) {
+  const all = [...layout.boxes.values()].map((place) => place.x).sort((a, b) => a - b);
+  return all[all.length >> 1];
+}
