@@ -1,4 +1,4 @@
-"""Under ``fully_shard`` gradients are those of one process that has the whole batch, and sites are known by their shards."""
+"""Under ``fully_shard`` gradients are those of one process that has the whole batch, and sites are known by shards."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def by_masks(case: Case) -> tuple[list[str], list[Gradients], list[set[str]]]:
 
 
 def by_thresholds(steps: int, state: str | None = None, shards: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    """Train with a threshold amid the ratios, from a checkpoint if there is one; return what a checkpoint would hold."""
+    """Train with a threshold amid the ratios, from a checkpoint if there is one; return what one would hold."""
     model = sharded(Case(), threshold=1.0)
     if shards is not None:
         model.load_state_dict(shards)
