@@ -44,6 +44,7 @@ __all__ = [
     "fake_propagate",
     "flatten_inputs",
     "foreach_norm",
+    "gathered_parameters",
     "get_hash_for_files",
     "global_inductor_option",
     "has_hooks",
@@ -163,6 +164,19 @@ def _owner_in(frame: Any, gm: fx.GraphModule) -> nn.Module | None:
 def _is_trained(node: fx.Node) -> bool:
     value = node.meta.get("example_value")
     return isinstance(value, nn.Parameter) and value.requires_grad
+
+
+def gathered_parameters(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for what ``fully_shard`` has made of a model, each whole parameter that it computes with and its shard."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded where nobody has imported it
+    for module in model.modules() if fsdp is not None else ():
+        if isinstance(module, fsdp.FSDPModule):
+            state = module._get_fsdp_state()
+            # One group up to torch 2.12.
+            groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+            for sharded in (sharded for group in groups if group is not None for sharded in group.fsdp_params):
+                if hasattr(sharded, "_unsharded_param"):  # from its first forward on
+                    yield sharded._unsharded_param, sharded.sharded_param
 
 
 def is_ddp_piece(example_inputs: Sequence[Any]) -> bool:

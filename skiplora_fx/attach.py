@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ._torch_compat import unwrapped
 from .errors import UsageError
-from .gradients import drop_gradients, measure_gradients, total_norm
+from .gradients import drop_gradients, measure_gradients, measure_shards, total_norm
 from .live_site import LiveSite
 from .policy import needs
-from .ranks import Ranks, is_first
+from .ranks import Ranks, is_first, is_sharded
 from .registry import (
     clocks_of,
     flush,
@@ -153,7 +153,7 @@ def attach(
     saved = [saved for clock in clocks for saved in clock.saved]
     ranks = Ranks(group)
     clock = StepClock(steps, attached=True, timed=written is not None, saved=saved, ranks=ranks)
-    attachment = Attachment(clock, written, SharedSteps(model, ranks))
+    attachment = Attachment(clock, written, SharedSteps(model, ranks, written is not None))
     note_attached(model, attachment)
     attachment._handles += [
         optimizer.register_step_pre_hook(partial(_before_step, attachment)),
@@ -181,8 +181,8 @@ def _look_at_gradients(attachment: Attachment) -> None:
     controllers = list(attachment.clock.controllers())
     attachment._shared.share(controllers, attachment.clock.steps)
     dropping = [controller for controller in controllers if controller.config.skipped_grad == "none"]
-    logged = attachment.log is not None
-    measuring = [controller for controller in controllers if logged or needs(controller.policy, "gradients")]
+    everywhere = attachment._shared.measured
+    measuring = [controller for controller in controllers if everywhere or needs(controller.policy, "gradients")]
     if not dropping and not measuring:
         return
     flush()  # which gates were open
@@ -190,7 +190,10 @@ def _look_at_gradients(attachment: Attachment) -> None:
     if measuring:
         sites = [site for controller in measuring for site in controller.sites()]
         attachment._measured = [site for site in sites if site.opens_in_step]
-        measure_gradients(attachment._measured)
+        if any(is_sharded(parameter) for site in sites for parameter in site.parameters()):
+            measure_shards(attachment._measured, attachment._shared)
+        else:
+            measure_gradients(attachment._measured)
     sites = attachment.sites()
     if attachment.log is not None:
         _leave_to_log(attachment.log, attachment.clock, sites)

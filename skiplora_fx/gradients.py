@@ -12,7 +12,9 @@ from torch import Tensor
 from ._torch_compat import foreach_norm
 from .host_copy import HostCopy
 from .live_site import LiveSite
+from .ranks import copies_among, local_part
 from .registry import leave_to_read
+from .shared_step import SharedSteps
 
 
 def drop_gradients(sites: Sequence[LiveSite]) -> None:
@@ -46,6 +48,22 @@ def measure_gradients(sites: Sequence[LiveSite]) -> None:
 
     if copies:
         leave_to_read(read)
+
+
+def measure_shards(sites: Sequence[LiveSite], shared: SharedSteps) -> None:
+    """Measure each site's gradient norm over all ranks, of which each has a part. Every rank has to call it.
+
+    Waits for the device. Where ranks do not share their steps, no rank knows more than its own part: the norms are NaN.
+    """
+    squares: dict[LiveSite, float] = {}
+    for site in sites:
+        grads = [parameter.grad for parameter in site.parameters() if parameter.grad is not None]
+        norms = foreach_norm([local_part(grad) for grad in grads]) if grads else []
+        squares[site] = sum(
+            float(norm) ** 2 / copies_among(grad, shared.ranks.size) for norm, grad in zip(norms, grads, strict=True)
+        )
+    for site, total in shared.add_up(squares).items():
+        site.gradient_norm = math.sqrt(total)
 
 
 def total_norm(sites: Iterable[LiveSite]) -> float:

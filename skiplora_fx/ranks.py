@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from typing import cast
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,6 +20,26 @@ def several(group: dist.ProcessGroup | None = None) -> bool:
 def is_first(group: dist.ProcessGroup | None = None) -> bool:
     """Return whether this process is the first of its group, or runs by itself."""
     return not several(group) or dist.get_rank(group) == 0
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether each rank has a part of a tensor, as ``fully_shard`` and tensor parallelism leave it."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import, and there is none where nobody has
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this rank has of a tensor."""
+    return cast(Tensor, tensor.to_local()) if is_sharded(tensor) else tensor
+
+
+def copies_among(tensor: Tensor, ranks: int) -> int:
+    """Return on how many of so many ranks the same part of a tensor lies as on this one."""
+    if not is_sharded(tensor):
+        return ranks
+    mesh, placements = tensor.device_mesh, tensor.placements
+    divided = (mesh.size(dim) for dim, placement in enumerate(placements) if placement.is_shard())
+    return ranks // math.prod(divided)
 
 
 class Ranks:

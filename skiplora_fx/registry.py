@@ -18,7 +18,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ._torch_compat import is_constant_name
+from ._torch_compat import gathered_parameters, is_constant_name
 from .config import SkipLoraConfig
 from .controller import Controller
 from .errors import UsageError
@@ -69,6 +69,7 @@ class _Registry:
     sites: _SitesByParameter = field(default_factory=_SitesByParameter)
     names: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     homes: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
+    shards: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     controllers: weakref.WeakKeyDictionary[nn.Module, list[Controller]] = field(
         default_factory=weakref.WeakKeyDictionary
     )
@@ -88,7 +89,7 @@ def site_of(parameters: Sequence[Tensor], slot: Slot, controller: Controller, ow
         controller: who decides for it if it is new.
         owner: whose site it is.
     """
-    key = parameters[slot.position]
+    key = at_rest(parameters[slot.position])
     known = _registry.sites.of(key).get(owner)
     if known is not None and known.controller.config == controller.config:
         known.controller = controller  # another one if a larger model has been met since
@@ -98,7 +99,7 @@ def site_of(parameters: Sequence[Tensor], slot: Slot, controller: Controller, ow
         known.replaced = True
     name = name_of(key, slot)
     threshold = controller.config.threshold_of(name)
-    trained = tuple(weakref.ref(parameters[position]) for position in slot.trained)
+    trained = tuple(weakref.ref(at_rest(parameters[position])) for position in slot.trained)
     site = LiveSite(controller, slot, name, threshold, weakref.ref(key), trained, position=_position_of(key))
     _registry.sites.set(key, owner, site)
     _count_by_attached(controller, key, owner)
@@ -148,7 +149,21 @@ def _check_free(policy: object, model: nn.Module) -> None:
 
 def is_live(key: Tensor, site: LiveSite) -> bool:
     """Return whether ``site`` is what ``key`` is known as."""
-    return any(known is site for known in _registry.sites.of(key).values())
+    return any(known is site for known in _registry.sites.of(at_rest(key)).values())
+
+
+def at_rest(parameter: Tensor) -> Tensor:
+    """Return what the optimizer knows a parameter as: under ``fully_shard`` its shard, which takes the place of the
+    whole one between forward and backward, and has the gradient. Sites are known by it.
+    """
+    shard: weakref.ref[Tensor] | None = _registry.shards.get(parameter) if _registry.shards else None
+    found = shard() if shard is not None else None
+    return parameter if found is None else found
+
+
+def _learn_shards(model: nn.Module) -> None:
+    for whole, shard in gathered_parameters(model):
+        _registry.shards[whole] = weakref.ref(shard)
 
 
 def leave_to_read(read: Callable[[], None]) -> None:
@@ -169,6 +184,7 @@ def learn_names(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_constant_name(name):
             continue
+        parameter = at_rest(parameter)
         known = _registry.names.get(parameter, "")
         if len(name) > len(known):
             _registry.names[parameter] = name
@@ -186,8 +202,9 @@ class _Home:
 
 def learn_home(model: nn.Module) -> None:
     """Remember that ``model`` runs with its parameters, unless one runs that it is a part of."""
+    _learn_shards(model)
     learn_names(model)
-    for position, parameter in enumerate(model.parameters()):
+    for position, parameter in enumerate(map(at_rest, model.parameters())):
         home = home_of(parameter)
         if home is None or home is model or any(part is home for part in model.modules()):
             _registry.homes[parameter] = _Home(weakref.ref(model), position)
@@ -206,7 +223,7 @@ def _adopt(model: nn.Module) -> None:
 
 def home_of(parameter: Tensor) -> nn.Module | None:
     """Return the outermost module that has run with ``parameter``, as far as one is known and lives."""
-    home: _Home | None = _registry.homes.get(parameter)
+    home: _Home | None = _registry.homes.get(at_rest(parameter))
     return home.model() if home is not None else None
 
 
@@ -217,7 +234,7 @@ def _position_of(parameter: Tensor) -> int:
 
 def name_of(key: Tensor, slot: Slot) -> str:
     """Return the path of the adapted layer, as long a one as is known."""
-    known = _registry.names.get(key)
+    known = _registry.names.get(at_rest(key))
     return ".".join(known.split(".")[: -slot.depth]) if known and slot.depth else slot.name
 
 
@@ -235,7 +252,7 @@ def sites_of(parameters: Iterable[Tensor], owners: Sequence[object] = (BACKEND,)
         parameters: as they come.
         owners: as :func:`owners_in` gives them.
     """
-    for parameter in parameters:
+    for parameter in map(at_rest, parameters):
         known = _registry.sites.of(parameter)
         own = [known[owner] for owner in owners if owner is not BACKEND and owner in known]
         yield from own or [known[owner] for owner in owners if owner is BACKEND and owner in known]
@@ -246,7 +263,7 @@ def trained_parameters(model: nn.Module) -> list[Tensor]:
     lifted = (
         key for module in model.modules() if hasattr(module, "gated_parameters") for key in module.gated_parameters()
     )
-    known = {id(parameter): parameter for parameter in (*model.parameters(), *lifted)}
+    known = {id(parameter): parameter for parameter in map(at_rest, (*model.parameters(), *lifted))}
     return [parameter for parameter in known.values() if parameter.requires_grad]
 
 

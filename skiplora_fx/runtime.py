@@ -21,7 +21,7 @@ from .enclosing import model_of, owner_of
 from .host_copy import HostCopy
 from .live_site import LiveSite, Slot
 from .passes.flops import Flops
-from .registry import BACKEND, controller_of, home_of, is_live, learn_home, leave_to_read, site_of
+from .registry import BACKEND, at_rest, controller_of, home_of, is_live, learn_home, leave_to_read, site_of
 from .stopwatch import Stopwatch
 
 
@@ -175,7 +175,10 @@ class Binding:
 
     def is_current(self, parameters: Sequence[Tensor]) -> bool:
         """Return whether these are the sites of a call that carries ``parameters``, under the options they have now."""
-        same = (site.key() is parameters[slot.position] for site, slot in zip(self._sites, self._slots, strict=True))
+        same = (
+            site.key() is at_rest(parameters[slot.position])
+            for site, slot in zip(self._sites, self._slots, strict=True)
+        )
         return all(same) and is_live(parameters[self._slots[0].position], self._sites[0])
 
     def is_of(self, model: nn.Module | None) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -29,10 +29,16 @@ class SharedSteps:
     Args:
         model: the model.
         ranks: the processes that train it.
+        logs: whether this one writes a log.
+
+    Attributes:
+        measured: whether any of them does: then all measure gradients.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks, logs: bool) -> None:
         self.ranks = ranks
+        self.measured = logs
+        self._places: list[LiveSite | None] = []
         self._model = weakref.ref(model)
         self._begun = False
         self._warned = False
@@ -58,13 +64,25 @@ class SharedSteps:
         flush()
         if not self._begun:
             self._begin(model, sharing)
-        places = _places(model, sharing)
+        self._places = places = _places(model, sharing)
         rows = torch.tensor([_row(site) for site in places], dtype=torch.float64)
         for site, (met, *numbers) in zip(places, self.ranks.add_up(rows).tolist(), strict=True):
             if site is not None:
                 total = Seen(*numbers)
                 self._check(site, int(met), total, step)
                 site.learn_from_all(total, self.ranks.size)
+
+    def add_up(self, numbers: Mapping[LiveSite, float]) -> dict[LiveSite, float]:
+        """Return a number of each site, added up over the ranks. Every rank has to call it, after :meth:`share`.
+
+        Args:
+            numbers: those of this rank; what it says nothing of counts as 0.
+        """
+        if not self.ranks.several:
+            return dict(numbers)
+        own = [0.0 if site is None else numbers.get(site, 0.0) for site in self._places]
+        total = self.ranks.add_up(torch.tensor(own, dtype=torch.float64)).tolist() if own else []
+        return {site: number for site, number in zip(self._places, total, strict=True) if site in numbers}
 
     def _begin(self, model: nn.Module, sharing: Sequence[Controller]) -> None:
         for controller in sharing:
@@ -73,8 +91,11 @@ class SharedSteps:
                     "sync='mean': the model has run in training before torch.distributed had a process group, so its "
                     "graphs decide for this process alone. Call init_process_group before the first forward."
                 )
-        _check_alike(self.ranks, (_parameters(model), _options(sharing), _state(sharing)))
-        self._begun = True
+        known = (_parameters(model), _options(sharing), _state(sharing))
+        told = self.ranks.gather(torch.tensor([int(self.measured), *map(_digest, known)]))
+        measured, *digests = torch.stack(told).T.tolist()
+        _check_alike(digests)
+        self.measured, self._begun = any(measured), True
 
     def _check(self, site: LiveSite, met: int, total: Seen, step: int) -> None:
         """Warn, once, if the ranks have not decided alike."""
@@ -119,10 +140,13 @@ def _state(sharing: Sequence[Controller]) -> list[Any] | None:
     return [(steps, one.state, [site for site in one.sites if site["backwards"]]) for steps, one in saved] or None
 
 
-def _check_alike(ranks: Ranks, known: Sequence[Any]) -> None:
-    """Raise if the ranks differ in any of :data:`ALIKE`, as far as each knows it."""
-    told = ranks.gather(torch.tensor([_digest(value) for value in known]))
-    for what, digests in zip(ALIKE, torch.stack(told).T.tolist(), strict=True):
+def _check_alike(told: Sequence[Sequence[int]]) -> None:
+    """Raise if the ranks differ in any of :data:`ALIKE`, as far as each knows it.
+
+    Args:
+        told: for each of these what stands for it on each rank, 0 where it is not known.
+    """
+    for what, digests in zip(ALIKE, told, strict=True):
         knowing = {rank: digest for rank, digest in enumerate(digests) if digest}
         first = next(iter(knowing), 0)
         others = [str(rank) for rank, digest in knowing.items() if digest != knowing[first]]

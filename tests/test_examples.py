@@ -20,7 +20,8 @@ SENTENCES = ["the cat sat on the mat", "a dog ran to the big house", "it was lat
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    begin = [script] if script.startswith("-") else [str(ROOT / script)]
+    command = [sys.executable, *begin, *map(str, arguments)]
     # The last word belongs to the test, not to what a developer has set.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
@@ -72,6 +73,19 @@ def test_a_policy_and_a_log(model_folder: Path, glue: Path, tmp_path: Path) -> N
     opens = read_log(tmp_path / "log.jsonl").open
     assert opens.shape[0] == 4
     assert opens[0].tolist() == [0.0] * (opens.shape[1] // 2) + [1.0] * (opens.shape[1] // 2)
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "shard"])
+def test_two_processes(wrap: str, tmp_path: Path) -> None:
+    log, ranks = tmp_path / "log.jsonl", ["--standalone", "--nproc-per-node", "2"]
+    sizes = ["--layers", 1, "--hidden", 32, "--batch_size", 2, "--max_length", 16, "--max_steps", 3]
+    chosen = ["--wrap", wrap, "--policy", "freeze", "--warmup_steps", 1, "--log", log]
+    done = run("-m", "torch.distributed.run", *ranks, ROOT / "examples/train_distributed.py", *sizes, *chosen)
+    assert done.returncode == 0, done.stderr
+    assert [f"step {step}: loss" in done.stdout for step in range(3)] == [True] * 3
+    assert done.stdout.count("adapters skipped in the last backward") == 1
+    found = read_log(log)
+    assert (found.runs, found.steps, len(found.losses)) == (1, [0, 1, 2], 3)
 
 
 def test_a_model_that_is_nowhere_is_one_paragraph(glue: Path) -> None:
