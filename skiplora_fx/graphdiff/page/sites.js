@@ -38,14 +38,10 @@ function buildSites(panel) {
   );
   const filters = ["status", "kind", "family", "reason"].filter((key) => there.some((column) => column.key === key));
   const { element } = searchTable({ columns: there, filters, rows, pick: goToSite, said: "site" });
-  panel.append(
-    element,
-    make(
-      "p",
-      { class: "told" },
-      "saves alone: share of the backward's FLOPs that shutting this one leaves out. A click on a gated site shows what was done there.",
-    ),
-  );
+  const note =
+    "saves alone: share of the backward's FLOPs that shutting this one leaves out. " +
+    "A click on a gated site shows what was done there.";
+  panel.append(element, make("p", { class: "told", hidden: gated.length === 0 }, note));
 }
 
 function siteRow(site, place, timeline) {
