@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--html", metavar="FILE", help="write one HTML file that shows all of it, instead of text")
     parser.add_argument("--log", metavar="FILE", help="of a run of the model: the HTML file shows its timeline")
+    parser.add_argument(
+        "--run",
+        type=int,
+        metavar="N",
+        help="which of the log's runs, from 1; the one that was written last if not given",
+    )
     parser.add_argument("--text", action="store_true", help="print a unified diff, as where the output is no terminal")
     parser.add_argument("--only-changed", action="store_true", help="leave out comparisons that find no difference")
     parser.add_argument("--site", default="", metavar="GLOB", help="only what belongs to sites whose names match")
@@ -46,7 +52,9 @@ def run(arguments: argparse.Namespace, build: Build) -> int:
     """
     if arguments.log and not arguments.html:
         raise UsageError("--log is for the timeline of the HTML file: give --html FILE too")
-    logged = read_log(arguments.log) if arguments.log else None  # before what takes long
+    if arguments.run is not None and not arguments.log:
+        raise UsageError("--run is one of a log's runs: give --log FILE too")
+    logged = read_log(arguments.log, arguments.run) if arguments.log else None  # before what takes long
     whole = _find(arguments, build)
     found = whole.only(stage=arguments.stage, site=arguments.site, changed=arguments.only_changed)
     try:
