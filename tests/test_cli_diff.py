@@ -111,12 +111,12 @@ def test_whoever_reads_may_stop(folder: Path) -> None:
         (["{folder}/q.json", "--log", "log.jsonl"], "give --html FILE too"),
         (["{folder}/q.json", "--html", "page.html", "--run", "1"], "give --log FILE too"),
         (["none.json", "--html", "page.html", "--log", "{folder}/config.json"], "config.json is no skiplora log"),
-        (["none.json", "--html", "page.html", "--log", "{folder}/two.jsonl", "--run", "2"], "there is no run 2"),
+        (["none.json", "--html", "page.html", "--log", "{folder}/log.jsonl", "--run", "99"], "there is no run 99"),
         (["{folder}", "--target-modules", "none"], "PEFT finds none of none"),
     ],
 )
 def test_an_error_is_one_paragraph_and_2(arguments: list[str], told: str, folder: Path, capsys: Any) -> None:
-    written(folder / "two.jsonl")
+    written(folder / "log.jsonl")
     assert main(["diff", *(argument.format(folder=folder) for argument in arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
