@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from io import TextIOWrapper
 from typing import Any
 
 from ..errors import UsageError
 from ..read_log import read_log
+from ..whole_file import whole_file
 from .files import read_snapshot
 from .graph_diff import GraphDiff, compare, diff, stages_of
 from .page import write_page
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace, build: Build) -> int:
     if arguments.run is not None and not arguments.log:
         raise UsageError("--run is one of a log's runs: give --log FILE too")
     logged = read_log(arguments.log, arguments.run) if arguments.log else None  # before what takes long
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an encoding may lack what is shown
     whole = _find(arguments, build)
     found = whole.only(stage=arguments.stage, site=arguments.site, changed=arguments.only_changed)
     try:
@@ -90,15 +93,13 @@ def _write(text: str, target: str) -> None:
     if target == "-":
         print(text)
         return
-    try:
-        Path(target).write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error}") from error
+    with whole_file(target) as file:
+        file.write(f"{text}\n".encode())
 
 
 def _print(found: GraphDiff, arguments: argparse.Namespace) -> None:
     if arguments.text or not sys.stdout.isatty():
-        text = found.text(arguments.site)
+        text = found.text()
         if text:
             print(text)
         return
@@ -110,4 +111,4 @@ def _print(found: GraphDiff, arguments: argparse.Namespace) -> None:
         raise UsageError(
             f'{error.name} is not installed, and colours need it: pip install "skiplora-fx[diff]", or give --text'
         ) from error
-    print_diff(found, Console(), arguments.site)
+    print_diff(found, Console())

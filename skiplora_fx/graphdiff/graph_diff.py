@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..read_log import read_log
 from .align import Alignment, Method, align
 from .files import DIFF_FORMAT, dump, snapshot_data
 from .hunks import Hunk, Shape, find_hunks, fold
+from .joint_sites import joint_sites, renumbered
 from .records import VERSION, GraphRecord, SiteRecord, Snapshot, StageRecord
 from .snapshot import take_snapshot
 from .stages import STAGES
@@ -33,24 +34,32 @@ class Transition:
     Attributes:
         graph: its number.
         labels: what the two are called.
-        sites: of the graph, those of before and after in one run.
+        sites: of the graph; of two runs those of both, as ``alignment`` numbers them.
         alignment: which node is which.
+        shown: the sites that are looked at; None for all, and for what belongs to none.
     """
 
     graph: int
     labels: tuple[str, str]
     sites: tuple[SiteRecord, ...]
     alignment: Alignment
+    shown: frozenset[int] | None = None
+
+    @property
+    def stages(self) -> tuple[str, str]:
+        """The names of the two stages."""
+        return self.alignment.before.name, self.alignment.after.name
 
     @property
     def changed(self) -> bool:
-        """Whether anything differs."""
-        return self.alignment.changed
+        """Whether anything that is looked at differs."""
+        return self.alignment.changed if self.shown is None else bool(self.hunks)
 
     @cached_property
     def hunks(self) -> tuple[Hunk, ...]:
         """What differs, in connected pieces."""
-        return find_hunks(self.alignment)
+        found = find_hunks(self.alignment)
+        return found if self.shown is None else tuple(hunk for hunk in found if self.shown & set(hunk.sites))
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
@@ -66,10 +75,16 @@ class Transition:
         )
         return {name: (before[name], after[name]) for name in sorted(before | after) if before[name] != after[name]}
 
-    def nodes_of(self, sites: Collection[int]) -> frozenset[str]:
-        """Return the names of the nodes of some sites, before and after, and of the hunks that have one of them."""
-        pairs = [pair for hunk in self.hunks if set(hunk.sites) & set(sites) for pair in hunk.pairs]
-        pairs += [pair for pair in self.alignment.pairs if pair.node.site in sites]
+    def text(self) -> str:
+        """Return a unified diff; empty if nothing that is looked at differs."""
+        return unified(self.alignment, self.labels, self._shown_nodes()) if self.changed else ""
+
+    def _shown_nodes(self) -> frozenset[str] | None:
+        """Return the names of the nodes of the sites that are looked at, and of the hunks that have one of them."""
+        if self.shown is None:
+            return None
+        pairs = [pair for hunk in self.hunks for pair in hunk.pairs]
+        pairs += [pair for pair in self.alignment.pairs if pair.node.site in self.shown]
         return frozenset(node.name for pair in pairs for node in (pair.before, pair.after) if node is not None)
 
     def matching(self, glob: str) -> frozenset[int]:
@@ -111,34 +126,37 @@ class GraphDiff:
 
         Args:
             stage: only comparisons with the stage of this name.
-            site: only graphs with a site that matches this glob.
+            site: only what belongs to sites that match this glob.
             changed: only comparisons that found a difference.
 
         Raises:
-            UsageError: there is no such stage, or the glob matches no site.
+            UsageError: there is no such stage, it is compared with none, or the glob matches no site.
         """
         if stage and stage not in STAGES:
             raise UsageError(f"there is no stage {stage!r}; the stages are {', '.join(STAGES)}")
+        if stage and self.transitions and not any(stage in transition.stages for transition in self.transitions):
+            there = dict.fromkeys(name for transition in self.transitions for name in transition.stages)
+            raise UsageError(
+                f"the stage {stage!r} is compared only between two snapshots. Compared here are {', '.join(there)}"
+            )
         if site and not any(transition.matching(site) for transition in self.transitions):
             names = dict.fromkeys(one.name for transition in self.transitions for one in transition.sites)
             raise UsageError(f"{site!r} matches no site; there are: {', '.join(names) or 'none'}")
+        looked_at = (
+            replace(transition, shown=transition.matching(site)) if site else transition
+            for transition in self.transitions
+            if not stage or stage in transition.stages
+        )
         kept = (
             transition
-            for transition in self.transitions
-            if (not stage or stage in (transition.alignment.before.name, transition.alignment.after.name))
-            and (not site or transition.matching(site))
-            and (not changed or transition.changed)
+            for transition in looked_at
+            if transition.shown != frozenset() and (transition.changed or not changed)
         )
         return GraphDiff(self.snapshots, tuple(kept))
 
-    def text(self, site: str = "") -> str:
-        """Return unified diffs of what differs.
-
-        Args:
-            site: leave out nodes that belong to no site that matches this glob.
-        """
-        found = (_unified(transition, site) for transition in self.transitions)
-        return "\n".join(filter(None, found))
+    def text(self) -> str:
+        """Return unified diffs of what differs."""
+        return "\n".join(filter(None, (transition.text() for transition in self.transitions)))
 
     def __str__(self) -> str:
         return self.text()
@@ -173,18 +191,13 @@ class GraphDiff:
         write_page(self, path, read_log(log, run) if log is not None else None)
 
 
-def _unified(transition: Transition, site: str) -> str:
-    shown = transition.nodes_of(transition.matching(site)) if site else None
-    return unified(transition.alignment, transition.labels, shown)
-
-
 def _transition_data(transition: Transition) -> dict[str, Any]:
     alignment = transition.alignment
     places = {id(pair): place for place, pair in enumerate(alignment.pairs)}
     return {
         "graph": transition.graph,
         "labels": list(transition.labels),
-        "stages": [alignment.before.name, alignment.after.name],
+        "stages": list(transition.stages),
         "method": alignment.method,
         "counts": dict(alignment.counts),
         "operators": {name: list(counts) for name, counts in transition.operators.items()},
@@ -247,13 +260,14 @@ def compare(before: Snapshot, after: Snapshot) -> GraphDiff:
 
 
 def _across(number: int, before: GraphRecord | None, after: GraphRecord | None) -> Iterator[Transition]:
-    sites = next(graph.sites for graph in (after, before) if graph is not None)
+    sites, numbers = joint_sites(before.sites if before is not None else (), after.sites if after is not None else ())
     for name in STAGES:
         one, other = (graph.stage(name) if graph is not None else None for graph in (before, after))
         if one is not None or other is not None:
             empty = StageRecord(name, ())
             labels = (f"before/{name}", f"after/{name}")
-            yield _transition(number, labels, sites, one or empty, other or empty, "structure")
+            one = renumbered(one, numbers) if one is not None else empty
+            yield _transition(number, labels, sites, one, other or empty, "structure")
 
 
 def _transition(

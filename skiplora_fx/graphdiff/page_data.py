@@ -16,7 +16,7 @@ from .page_records import FIELDS, Records
 from .page_timeline import timeline_data
 from .records import NodeRecord, RejectionRecord, Snapshot
 from .stages import STAGES
-from .text import unified, visible
+from .text import visible
 
 MOST_NODES = 20_000
 """Nodes of a comparison after which of each shape the first hunk is held: a Llama of 32 layers has half as many."""
@@ -115,11 +115,12 @@ class _Shown:
             [first, *map(self._hunk_if_there_is_room, shape.hunks[1:])]
             for first, shape in zip(firsts, ordered, strict=True)
         ]
-        text = unified(alignment, transition.labels).split("\n")
+        text = transition.text().split("\n")
         return {
             "graph": transition.graph,
             "labels": list(map(visible, transition.labels)),
-            "stages": [alignment.before.name, alignment.after.name],
+            "stages": list(transition.stages),
+            "sites": [visible(site.name) for site in transition.sites],
             "method": alignment.method,
             "counts": dict(alignment.counts),
             "operators": [[visible(name), *counts] for name, counts in transition.operators.items()],

@@ -20,16 +20,15 @@ _LINES = 24
 """Of a hunk, at most: what is longer is a layer's whole backward, and ``--text`` has it."""
 
 
-def print_diff(found: GraphDiff, console: Console, site: str = "") -> None:
+def print_diff(found: GraphDiff, console: Console) -> None:
     """Print a summary, what became of each operator, the tree of sites, and one hunk of each shape.
 
     Args:
         found: what to show.
         console: where to.
-        site: only hunks with a site that matches this glob.
     """
     for transition in found.transitions:
-        console.print(_transition(transition, site), soft_wrap=True)
+        console.print(_transition(transition), soft_wrap=True)
     for snapshot in found.snapshots[-1:]:
         console.print(_sites(snapshot, found.transitions), soft_wrap=True)
     console.print(_totals(found), soft_wrap=True)
@@ -43,15 +42,12 @@ def _plain(text: str, style: str = "") -> Text:
     return Text(visible(text), style=style)
 
 
-def _transition(transition: Transition, site: str) -> RenderableType:
+def _transition(transition: Transition) -> RenderableType:
     parts: list[RenderableType] = [_summary(transition)]
     if transition.operators:
         parts.append(_operators(transition.operators))
-    sites = transition.matching(site) if site else None
     names = names_after(transition.alignment)
-    for shape in transition.shapes:
-        if sites is None or any(sites & set(hunk.sites) for hunk in shape.hunks):
-            parts.append(_hunk(shape, names, transition.sites))
+    parts += [_hunk(shape, names, transition.sites) for shape in transition.shapes]
     return Group(*parts, Text())
 
 

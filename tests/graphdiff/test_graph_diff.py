@@ -87,9 +87,11 @@ def test_a_part_of_it() -> None:
     found = skiplora_fx.diff(peft(targets=("first", "second")), batch())
     (transition,) = found.only(stage="gated", site="*.second").transitions
     assert transition.labels[1] == "graph_0/gated"
-    text = found.only(stage="gated").text("*.second")
+    text = found.only(stage="gated", site="*.second").text()
     assert "gate_default_1 = " in text
     assert "gate_default = " not in text
+    with pytest.raises(UsageError, match="'forward' is compared only between two snapshots"):
+        found.only(stage="forward")
     with pytest.raises(UsageError, match="no stage 'gate'; the stages are captured, gated"):
         found.only(stage="gate")
     with pytest.raises(UsageError, match=r"'third' matches no site; there are: base_model\.model\.first"):

@@ -249,7 +249,7 @@ function stageTitle(transition) {
 function shapeName(transition, hunk) {
   if (hunk.sites.length) {
     const more = hunk.sites.length > 1 ? ` and ${counted(hunk.sites.length - 1, "site")} more` : "";
-    return inSites(siteName(transition.graph, hunk.sites[0])) + more;
+    return inSites(siteName(transition, hunk.sites[0])) + more;
   }
   const place = hunk.context.indexOf("0");
   if (hunk.nodes[place] === undefined) {

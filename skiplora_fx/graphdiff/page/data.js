@@ -24,9 +24,8 @@ function pairAt(transition, place) {
   return { place, change, fields, before: side(before), after: side(after) };
 }
 
-function siteName(graph, index) {
-  const site = DATA.sites.find((one) => one.graph === graph && one.index === index);
-  return site === undefined ? `site ${index}` : site.name || "(the model)";
+function siteName(transition, index) {
+  return transition.sites[index] || "(the model)";
 }
 
 function runs() {
