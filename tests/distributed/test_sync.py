@@ -22,6 +22,8 @@ import skiplora_fx
 from skiplora_fx.policy import Observation, Policy
 from skiplora_fx.ranks import Ranks
 
+pytestmark = pytest.mark.xdist_group("sync")  # all tests look at one run
+
 STEPS = 5
 
 

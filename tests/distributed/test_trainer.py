@@ -1,4 +1,4 @@
-"""A Trainer in two processes: each rank decides alike, the first writes the log, and a resumed run repeats the whole."""
+"""A Trainer in two processes: ranks decide alike, the first writes the log, and a resumed run repeats the whole one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from transformers import Trainer, TrainingArguments
 import skiplora_fx
 from skiplora_fx.integrations.transformers import SkipLoraCallback
 from skiplora_fx.read_log import read_log
+
+pytestmark = pytest.mark.xdist_group("trainer")  # all tests look at one run
 
 STEPS = 6
 
