@@ -58,7 +58,6 @@ class Attachment:
         for controller in list(self.clock.controllers()):
             controller.count_by(StepClock(self.clock.steps))
         flush()
-        self._shared.ranks.close()
         if self.log is not None:
             self.log.close()
 

@@ -60,7 +60,9 @@ def _train(folder: Path, **resume: Any) -> list[list[bool]]:
 
 def train_all(folder: str) -> dict[str, Any]:
     rank = str(dist.get_rank())
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(dist.get_world_size()))
+    ranks = str(dist.get_world_size())
+    # As torchrun sets them; the process group is there already, so nobody looks at the port.
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR="localhost", MASTER_PORT="0")
     whole = _train(Path(folder))
     checkpoint = Path(folder, f"checkpoint-{STEPS // 2}")
     dist.barrier()
