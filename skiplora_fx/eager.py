@@ -85,8 +85,8 @@ class GateRuntime(nn.Module):
         """Start a forward; return the thresholds."""
         if self.training and torch.is_grad_enabled() and runs_in_ddp():
             raise UsageError(
-                "a graph of apply that runs eagerly gives what it skips no gradient, and DistributedDataParallel waits for "
-                "one of each parameter. Compile the graph, which gives zeros: graph.compile()."
+                "a graph of apply that runs eagerly gives what it skips no gradient, and DistributedDataParallel waits "
+                "for one of each parameter. Compile the graph, which gives zeros: graph.compile()."
             )
         binding = self.bind(trained)
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
