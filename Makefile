@@ -31,10 +31,10 @@ train: $(INSTALLED)
 	$(BIN)/python examples/train.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not browser"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser"
 
 test-browser: $(INSTALLED)
 	sh tests/browser/install_chromium.sh
@@ -48,7 +48,7 @@ test-torch:
 	build/torch-$(VERSION)/bin/python -m pip install --quiet "torch==$(VERSION)"
 	build/torch-$(VERSION)/bin/python -m pip install --quiet "torch==$(VERSION)" \
 		--constraint build/torch-$(VERSION)/constraints.txt --editable ".[dev]"
-	build/torch-$(VERSION)/bin/python -m pytest -n 2 -m "not slow and not browser"
+	build/torch-$(VERSION)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not browser"
 
 audit: $(INSTALLED)
 	$(PYTHON) -m venv build/audit

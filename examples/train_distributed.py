@@ -36,7 +36,7 @@ def main() -> None:
     model.compile(backend="skiplora", options={**options, "sync": args.sync})
     wrapped = shard(model) if args.wrap == "shard" else DistributedDataParallel(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.learning_rate)
-    attachment = skiplora_fx.attach(model, optimizer, log=args.log)  # on every rank; the first writes the log
+    attachment = skiplora_fx.attach(model, optimizer, log=args.log_file)  # on every rank; the first writes the log
     batches = own_batches(args.batch_size, args.max_length)
     for step in range(args.max_steps):
         tokens = next(batches)
@@ -66,7 +66,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--log", help="a file for a line of JSON for each step")
+    parser.add_argument("--log_file", help="a file for a line of JSON for each step")
     return parser.parse_args()
 
 

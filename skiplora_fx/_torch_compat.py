@@ -57,6 +57,7 @@ __all__ = [
     "is_wrapper",
     "mode_options",
     "placeholder_source",
+    "runs_in_ddp",
     "save_not_recompute",
     "set_placeholder_source",
     "stable_topological_sort",
@@ -168,7 +169,7 @@ def _is_trained(node: fx.Node) -> bool:
 
 def gathered_parameters(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for what ``fully_shard`` has made of a model, each whole parameter that it computes with and its shard."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded where nobody has imported it
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded where nobody has imported it
     for module in model.modules() if fsdp is not None else ():
         if isinstance(module, fsdp.FSDPModule):
             state = module._get_fsdp_state()
@@ -179,13 +180,17 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
                     yield sharded._unsharded_param, sharded.sharded_param
 
 
+def runs_in_ddp() -> bool:
+    """Return whether the forward of a DistributedDataParallel is running."""
+    return nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None  # Dynamo asks the same
+
+
 def is_ddp_piece(example_inputs: Sequence[Any]) -> bool:
     """Return whether a graph that a backend is given with these inputs is one that DDPOptimizer has cut from another.
 
     It knows the inputs of the pieces as fake tensors only; whole graphs come with real ones.
     """
-    inside = nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None  # what Dynamo asks as well
-    return inside and any(isinstance(value, FakeTensor) for value in example_inputs)
+    return runs_in_ddp() and any(isinstance(value, FakeTensor) for value in example_inputs)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -58,7 +58,6 @@ class Attachment:
         for controller in list(self.clock.controllers()):
             controller.count_by(StepClock(self.clock.steps))
         flush()
-        self._shared.ranks.close()
         if self.log is not None:
             self.log.close()
 
@@ -144,9 +143,8 @@ def attach(
     model, optimizer = unwrapped(model), _innermost(optimizer)
     trained = trained_parameters(model)
     _check_optimizer(optimizer, trained)
-    written = (
-        StepLog(log) if log is not None and is_first(group) else None
-    )  # before anything is changed: it may not be writable
+    path = log if is_first(group) else None
+    written = StepLog(path) if path is not None else None  # before anything is changed: it may not be writable
     learn_names(model)
     clocks = clocks_of(model)
     steps = max((clock.steps for clock in clocks), default=0)

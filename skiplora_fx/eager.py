@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from . import gate as _gate_operators  # noqa: F401 (registers torch.ops.skiplora)
-from ._torch_compat import has_side_effect, tree_leaves
+from ._torch_compat import has_side_effect, runs_in_ddp, tree_leaves
 from .config import SkipLoraConfig
+from .errors import UsageError
 from .live_site import Slot
 from .passes.attach_runtime import RuntimeCalls
 from .passes.flops import Flops
@@ -82,6 +83,11 @@ class GateRuntime(nn.Module):
 
     def begin(self, trained: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
         """Start a forward; return the thresholds."""
+        if self.training and torch.is_grad_enabled() and runs_in_ddp():
+            raise UsageError(
+                "a graph of apply that runs eagerly gives what it skips no gradient, and DistributedDataParallel waits "
+                "for one of each parameter. Compile the graph, which gives zeros: graph.compile()."
+            )
         binding = self.bind(trained)
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
         self.truncates = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from typing import cast
 
 import torch.distributed as dist
@@ -54,7 +55,6 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._members = group
-        self._own: dist.ProcessGroup | None = None
 
     @property
     def several(self) -> bool:
@@ -85,19 +85,21 @@ class Ranks:
         dist.all_gather(found, numbers, group=self._group())
         return found
 
-    def close(self) -> None:
-        """Give the group back, unless everything is closed already."""
-        if self._own is not None and dist.is_initialized():
-            dist.destroy_process_group(self._own)
-        self._own = None
-
     def _group(self) -> dist.ProcessGroup:
-        if self._own is None:
-            if not dist.is_gloo_available():
-                raise UsageError(
-                    "sync='mean' exchanges ratios through gloo, and this torch is built without it. Set sync='none', "
-                    "with which each process decides for itself."
-                )
-            members = dist.get_process_group_ranks(self._members)
-            self._own = dist.new_group(members, backend="gloo", use_local_synchronization=True)
-        return self._own
+        if not dist.is_gloo_available():
+            raise UsageError(
+                "sync='mean' exchanges ratios through gloo, and this torch is built without it. Set sync='none', with "
+                "which each process decides for itself."
+            )
+        made = _made.setdefault(dist.group.WORLD, {})
+        members = tuple(dist.get_process_group_ranks(self._members))
+        if members not in made:
+            made[members] = dist.new_group(list(members), backend="gloo", use_local_synchronization=True)
+        return made[members]
+
+
+# By default group, and then by members. Whoever attaches again takes the one that there is: torch finds the processes
+# of a group by a name that it makes of its members, and would find those of one that has been destroyed.
+_made: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[tuple[int, ...], dist.ProcessGroup]] = (
+    weakref.WeakKeyDictionary()
+)

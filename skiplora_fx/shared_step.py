@@ -82,7 +82,8 @@ class SharedSteps:
             return dict(numbers)
         own = [0.0 if site is None else numbers.get(site, 0.0) for site in self._places]
         total = self.ranks.add_up(torch.tensor(own, dtype=torch.float64)).tolist() if own else []
-        return {site: number for site, number in zip(self._places, total, strict=True) if site in numbers}
+        known = zip(self._places, total, strict=True)
+        return {site: number for site, number in known if site is not None and site in numbers}
 
     def _begin(self, model: nn.Module, sharing: Sequence[Controller]) -> None:
         for controller in sharing:

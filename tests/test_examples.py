@@ -79,7 +79,7 @@ def test_a_policy_and_a_log(model_folder: Path, glue: Path, tmp_path: Path) -> N
 def test_two_processes(wrap: str, tmp_path: Path) -> None:
     log, ranks = tmp_path / "log.jsonl", ["--standalone", "--nproc-per-node", "2"]
     sizes = ["--layers", 1, "--hidden", 32, "--batch_size", 2, "--max_length", 16, "--max_steps", 3]
-    chosen = ["--wrap", wrap, "--policy", "freeze", "--warmup_steps", 1, "--log", log]
+    chosen = ["--wrap", wrap, "--policy", "freeze", "--warmup_steps", 1, "--log_file", log]
     done = run("-m", "torch.distributed.run", *ranks, ROOT / "examples/train_distributed.py", *sizes, *chosen)
     assert done.returncode == 0, done.stderr
     assert [f"step {step}: loss" in done.stdout for step in range(3)] == [True] * 3

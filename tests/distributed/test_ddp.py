@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import skiplora_fx
 
+pytestmark = pytest.mark.xdist_group("ddp")  # all tests look at one run
+
 
 @dataclass(frozen=True)
 class Case:

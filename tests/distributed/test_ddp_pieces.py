@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import skiplora_fx
 
+pytestmark = pytest.mark.xdist_group("ddp_pieces")  # all tests look at one run
+
 WIDTH = 512
 WHOLE, HALVES = 200, 300
 """Ranks at which buckets of 1 MiB end between adapters, and between A and B."""

@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 
 import skiplora_fx
 
+pytestmark = pytest.mark.xdist_group("fully_shard")  # all tests look at one run
+
 
 @dataclass(frozen=True)
 class Case:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from blocks import MASKS, SITES, Given, adapted, batch, options, part, sgd
+from lora_modules import Linear
 from oracle import detached, gradients, ratios
 from processes import run
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 import skiplora_fx
 from skiplora_fx.policy import Observation, Policy
 from skiplora_fx.ranks import Ranks
+
+pytestmark = pytest.mark.xdist_group("sync")  # all tests look at one run
 
 STEPS = 5
 
@@ -155,6 +158,15 @@ def refused() -> list[str]:
     ]
 
 
+def eager_graph() -> str:
+    """Return what is said where a graph that runs by itself is wrapped."""
+    graph = skiplora_fx.apply(torch.fx.symbolic_trace(Linear()), batch())
+    wrapped = DistributedDataParallel(graph)
+    with pytest.raises(skiplora_fx.UsageError) as error:
+        wrapped(batch())
+    return str(error.value)
+
+
 def scenarios() -> dict[str, Any]:
     return {
         "thresholds": by_thresholds(),
@@ -164,6 +176,7 @@ def scenarios() -> dict[str, Any]:
         "unattached": without_an_optimizer(),
         "unequal": unequal_work(),
         "refused": refused(),
+        "eager": eager_graph(),
     }
 
 
@@ -243,6 +256,11 @@ def test_what_has_to_be_the_same_is_checked_at_the_first_step(
 ) -> None:
     for rank in ranks:
         assert f"{what} differ between rank 0 and rank 1" in rank["refused"][place]
+
+
+def test_a_graph_that_would_leave_the_wrapper_waiting_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "Compile the graph, which gives zeros" in rank["eager"]
 
 
 def awkward_sums() -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""A Trainer in two processes: each rank decides alike, the first writes the log, and a resumed run repeats the whole."""
+"""A Trainer in two processes: ranks decide alike, the first writes the log, and a resumed run repeats the whole one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from transformers import Trainer, TrainingArguments
 import skiplora_fx
 from skiplora_fx.integrations.transformers import SkipLoraCallback
 from skiplora_fx.read_log import read_log
+
+pytestmark = pytest.mark.xdist_group("trainer")  # all tests look at one run
 
 STEPS = 6
 
@@ -58,7 +60,9 @@ def _train(folder: Path, **resume: Any) -> list[list[bool]]:
 
 def train_all(folder: str) -> dict[str, Any]:
     rank = str(dist.get_rank())
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(dist.get_world_size()))
+    ranks = str(dist.get_world_size())
+    # As torchrun sets them; the process group is there already, so nobody looks at the port.
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR="localhost", MASTER_PORT="0")
     whole = _train(Path(folder))
     checkpoint = Path(folder, f"checkpoint-{STEPS // 2}")
     dist.barrier()

@@ -11,10 +11,10 @@ from rich.console import Console
 from snapshots import snapshot
 
 from skiplora_fx.errors import UsageError
-from skiplora_fx.graphdiff import GraphDiff, Snapshot, compare
+from skiplora_fx.graphdiff import GraphDiff, compare
 from skiplora_fx.graphdiff.joint_sites import joint_sites
 from skiplora_fx.graphdiff.page_data import page_data
-from skiplora_fx.graphdiff.records import SiteRecord
+from skiplora_fx.graphdiff.records import SiteRecord, Snapshot
 from skiplora_fx.graphdiff.terminal import print_diff
 
 BOTH, LATER = ("first", "second"), ("second",)
@@ -54,20 +54,21 @@ def test_what_is_gone_comes_after_what_is_there() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_only_the_adapter_that_came_or_went_differs(runs: tuple[Snapshot, Snapshot], backwards: bool) -> None:
     found = compare(*(reversed(runs) if backwards else runs))
-    assert sites_of_hunks(found.only(stage="gated")) == {"first"}
+    captured = found.only(stage="captured")
+    assert sites_of_hunks(captured) == {"first"}
     out = io.StringIO()
-    print_diff(found, Console(file=out, width=200))
+    print_diff(captured, Console(file=out, width=200))
     heads = [line for line in out.getvalue().splitlines() if line.startswith("@@") and "base_model" in line]
     assert heads
     assert all("first" in line for line in heads)
-    assert all(shown["sites"].index("base_model.model.first") >= 0 for shown in page_data(found)["transitions"])
+    assert all("base_model.model.first" in shown["sites"] for shown in page_data(found)["transitions"])
 
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_it_can_be_looked_for(runs: tuple[Snapshot, Snapshot], backwards: bool) -> None:
     found = compare(*(reversed(runs) if backwards else runs))
-    assert found.only(stage="gated", site="*.first").changed
-    same = found.only(stage="gated", site="*.second")
+    assert found.only(stage="captured", site="*.first").changed
+    same = found.only(stage="captured", site="*.second")
     assert (same.changed, str(same), len(same.transitions)) == (False, "", 1)
     shapes = [shape for one in json.loads(same.to_json())["transitions"] for shape in one["shapes"]]
     assert shapes == []

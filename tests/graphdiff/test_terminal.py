@@ -34,9 +34,9 @@ def test_summary_operators_sites_and_hunks() -> None:
 
 def test_only_the_hunks_of_a_site() -> None:
     found = skiplora_fx.diff(peft(targets=("first", "second")), batch())
-    text = printed(found.only(site="*.second"))
-    assert "@@ ×1, 13 nodes: base_model.model.second" in text
-    assert "base_model.model.first" not in text.partition("PeftModel")[0].replace("base_model.model.first.base", "")
+    heads = [line for line in printed(found.only(site="*.second")).splitlines() if line.startswith("@@")]
+    assert heads
+    assert all("base_model.model.second" in head for head in heads)
 
 
 def test_what_is_not_gated_is_listed() -> None:
