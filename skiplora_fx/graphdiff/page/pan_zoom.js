@@ -36,9 +36,11 @@ function panZoomed(pictures, layout) {
     const { width, height } = together[0].getSizes();
     const scale = Math.max(Math.min(width / layout.width, height / layout.height, 1.25), least);
     scaleTo(together[0], scale);
-    const [wide, high] = [layout.width * scale > width, layout.height * scale > height];
-    const x = width / 2 - scale * (wide ? middle(layout) : layout.width / 2);
-    together[0].pan({ x, y: high ? 0 : (height - layout.height * scale) / 2 });
+    const [right, below] = [width - layout.width * scale, height - layout.height * scale];
+    const centred = width / 2 - scale * middle(layout);
+    // no room is left free at one edge while boxes are cut off at the other
+    const x = right < 0 ? Math.min(Math.max(centred, right), 0) : right / 2;
+    together[0].pan({ x, y: Math.max(below / 2, 0) });
   }
 
   // A place of the layout, at the top.
