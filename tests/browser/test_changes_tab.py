@@ -91,6 +91,7 @@ def test_a_site_leads_to_what_was_done_there(page: Page) -> None:
 def test_no_box_is_cut_off_at_one_edge_while_the_other_has_room(page: Page, width: int) -> None:
     page.driver.set_window_size(width, 800)
     page.show("changes")
+    page.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     left, right = page.run(
         """(([pane, drawn]) => [drawn.left - pane.left, pane.right - drawn.right])(
             ['.pane.after', '.pane.after .ground'].map((part) => document.querySelector(part).getBoundingClientRect())

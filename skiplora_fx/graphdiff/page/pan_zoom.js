@@ -2,6 +2,7 @@
 // Pictures that are panned and zoomed, several of them together.
 
 const READABLE = 0.75; // the smallest scale at which a picture is first shown
+const SMALLEST = 0.65; // or this, if all of its width is in sight then
 
 // Returns what can be done with them: fit, show(place), zoomBy(factor), and free, to let go of them.
 function panZoomed(pictures, layout) {
@@ -34,7 +35,9 @@ function panZoomed(pictures, layout) {
 
   function fit(least = READABLE) {
     const { width, height } = together[0].getSizes();
-    const scale = Math.max(Math.min(width / layout.width, height / layout.height, 1.25), least);
+    const [across, down] = [width / layout.width, height / layout.height];
+    const floor = across > SMALLEST ? Math.min(across, least) : least;
+    const scale = Math.max(Math.min(across, down, 1.25), floor);
     scaleTo(together[0], scale);
     const [right, below] = [width - layout.width * scale, height - layout.height * scale];
     const centred = width / 2 - scale * middle(layout);
