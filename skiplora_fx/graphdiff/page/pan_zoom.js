@@ -40,7 +40,7 @@ function panZoomed(pictures, layout) {
     const scale = Math.max(Math.min(across, down, 1.25), floor);
     scaleTo(together[0], scale);
     const [right, below] = [width - layout.width * scale, height - layout.height * scale];
-    const centred = width / 2 - scale * middle(layout);
+    const centred = width / 2 - scale * middle(layout, height / scale);
     // no room is left free at one edge while boxes are cut off at the other
     const x = right < 0 ? Math.min(Math.max(centred, right), 0) : right / 2;
     together[0].pan({ x, y: Math.max(below / 2, 0) });
@@ -71,8 +71,9 @@ function scaleTo(one, scale) {
   one.zoom((one.getZoom() * scale) / one.getSizes().realZoom);
 }
 
-// Where most boxes are, from left to right.
-function middle(layout) {
-  const all = [...layout.boxes.values()].map((place) => place.x).sort((a, b) => a - b);
-  return all[all.length >> 1];
+// Where most boxes are, from left to right, of those in the part at the top that is as high as this.
+function middle(layout, height) {
+  const top = [...layout.boxes.values()].filter((place) => place.y < height);
+  const all = top.map((place) => place.x).sort((a, b) => a - b);
+  return all[all.length >> 1] ?? layout.width / 2;
 }
