@@ -85,3 +85,17 @@ def test_a_site_leads_to_what_was_done_there(page: Page) -> None:
     page.one("#sites tbody tr", "layers.1.parts.other").click()
     assert page.one(".shape-title").text.endswith("1.parts.other")
     assert page.one(".place").text == "4 of 4 alike"
+
+
+@pytest.mark.parametrize("width", [700, 1280])
+def test_no_box_is_cut_off_at_one_edge_while_the_other_has_room(page: Page, width: int) -> None:
+    page.driver.set_window_size(width, 800)
+    page.show("changes")
+    page.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    left, right = page.run(
+        """(([pane, drawn]) => [drawn.left - pane.left, pane.right - drawn.right])(
+            ['.pane.after', '.pane.after .ground'].map((part) => document.querySelector(part).getBoundingClientRect())
+        )"""
+    )
+    page.driver.set_window_size(1280, 800)
+    assert (left < 1) == (right < 1)

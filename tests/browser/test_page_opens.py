@@ -49,3 +49,11 @@ def test_the_policy_lets_no_other_script_run(page: Page) -> None:
     assert page.run("window.ran") is None
     (refused,) = page.driver.get_log("browser")
     assert "Content Security Policy" in refused["message"]
+
+
+def test_a_long_header_widens_no_narrow_page(page: Page) -> None:
+    page.driver.set_window_size(900, 800)
+    page.run("(document.getElementById('about').textContent = 'a model, and another  →  '.repeat(20))")
+    widths = page.run("[document.querySelector('header').offsetWidth, document.body.scrollWidth, innerWidth]")
+    page.driver.set_window_size(1280, 800)
+    assert len(set(widths)) == 1

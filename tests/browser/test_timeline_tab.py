@@ -52,3 +52,16 @@ def test_cells_have_the_colour_of_their_ratio_and_marks_where_shut(page: Page) -
 def test_the_loss_is_drawn_below(page: Page) -> None:
     page.show("timeline")
     assert len(page.all(".loss canvas")) == 1
+
+
+def test_steps_are_marked_at_whole_numbers_only(page: Page) -> None:
+    page.show("timeline")
+    marks = page.run(
+        """((made) => {
+            const plot = new uPlot(
+                { width: 800, height: 100, scales: { x: { time: false } }, axes: [stepAxis(null)], series: [{}, {}] },
+                [[-0.5, 0.5], [1, 2]], made);
+            return new Promise((done) => requestAnimationFrame(() => done(plot.axes[0]._splits)));
+        })(document.createElement('div'))"""
+    )
+    assert marks == [0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
-from typing import Any
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import models
 import pytest
@@ -17,6 +19,7 @@ from skiplora_fx.graphdiff.align import Alignment, align
 from skiplora_fx.graphdiff.records import Diagram, NodeRecord, StageRecord
 
 UNARY, BINARY = ("sin", "cos", "exp"), ("add", "mul")
+KINDS = ("number", "insert", "remove", "rewire")
 
 
 @st.composite
@@ -63,12 +66,12 @@ def renumbered(before: StageRecord, by: int = 100) -> StageRecord:
 
 
 def changes(found: Alignment) -> dict[str, list[str]]:
-    """Return the names of the nodes of each change: as they are after, or were."""
+    """Return the sorted names of the nodes of each change: as they are after, or were."""
     told: dict[str, list[str]] = {}
     for pair in found.pairs:
         if pair.change != "same":
             told.setdefault(pair.change, []).append(pair.node.name)
-    return told
+    return {change: sorted(names) for change, names in told.items()}
 
 
 @settings(max_examples=150)
@@ -95,28 +98,75 @@ def reordered(before: StageRecord, seed: int) -> StageRecord:
     return stage(*placed, before.nodes[-1])
 
 
-def edited(before: StageRecord, place: int, edit: str) -> tuple[StageRecord, dict[str, list[str]]]:
-    """Return a stage with one edit at a node, and the changes that are to be told."""
-    nodes = list(before.nodes)
-    old = nodes[place]
-    if edit == "number":
-        nodes[place] = replace(old, args=[*old.args[:-1], -1.0])
-        return stage(*nodes), {"changed": [old.name]}
-    if edit == "insert":
-        nodes = [_reading(one, old.name, "new") for one in nodes]
-        nodes.insert(place + 1, node("new", "tanh", old.name, number=99.0, module=old.module))
-        return stage(*nodes), {"added": ["new"], "rewired": _readers(before, old.name)}
-    if edit == "remove":
-        source = old.inputs[0]
-        readers = _readers(before, old.name)
-        return stage(*(_reading(one, old.name, source) for one in nodes if one is not old)), {
-            "removed": [old.name],
-            "rewired": readers,
+@dataclass(frozen=True)
+class Edit:
+    """One edit of a graph: which kind, and the name of the node at which it is made."""
+
+    kind: Literal["number", "insert", "remove", "rewire"]
+    name: str
+
+    def touched(self, before: StageRecord) -> set[str]:
+        """Return the names of the nodes that are edited, read anew, or told."""
+        readers = _readers(before, self.name)
+        others = {
+            "number": [],
+            "insert": readers,
+            "remove": [before.by_name[self.name].inputs[0], *readers],
+            "rewire": [_preceding(before, self.name)],
         }
-    other = nodes[place - 1].name
-    assume(other != old.inputs[0])
-    nodes[place] = replace(old, args=[{"node": other}, *old.args[1:]])
-    return stage(*nodes), {"rewired": [old.name]}
+        return {self.name, *others[self.kind]}
+
+    def made(self, before: StageRecord) -> tuple[StageRecord, dict[str, list[str]]]:
+        """Return the stage with the edit made, and the changes that are to be told."""
+        old, readers = before.by_name[self.name], _readers(before, self.name)
+        if self.kind == "number":
+            other = replace(old, args=[*old.args[:-1], -1.0])
+            return _replacing(before, old, other), {"changed": [old.name]}
+        if self.kind == "insert":
+            new = node(f"new_{old.name}", "tanh", old.name, number=99.0, module=old.module)
+            after = stage(*(_reading(one, old.name, new.name) for one in before.nodes))
+            return _replacing(after, old, old, new), {"added": [new.name], "rewired": readers}
+        if self.kind == "remove":
+            after = stage(*(_reading(one, old.name, old.inputs[0]) for one in before.nodes))
+            return _replacing(after, old), {"removed": [old.name], "rewired": readers}
+        other = replace(old, args=[{"node": _preceding(before, old.name)}, *old.args[1:]])
+        return _replacing(before, old, other), {"rewired": [old.name]}
+
+
+@st.composite
+def edits(draw: st.DrawFn, before: StageRecord, kinds: tuple[str, ...] = KINDS) -> list[Edit]:
+    """Draw edits that do not touch each other, each of another operator or in another module."""
+    inner = [one.name for one in before.nodes if one.op == "call_function"]
+    chosen: list[Edit] = []
+    touched: set[Hashable] = set()
+    for edit in draw(st.lists(st.builds(Edit, st.sampled_from(kinds), st.sampled_from(inner)), min_size=2, max_size=8)):
+        old = before.by_name[edit.name]
+        more = {*edit.touched(before), (old.module, old.target)}
+        nothing = edit.kind == "rewire" and _preceding(before, edit.name) == old.inputs[0]
+        if not nothing and touched.isdisjoint(more):
+            chosen.append(edit)
+            touched |= more
+    assume(chosen)
+    return chosen
+
+
+def edited(before: StageRecord, made: list[Edit]) -> tuple[StageRecord, dict[str, list[str]]]:
+    """Return a stage with all the edits made, and the changes that are to be told."""
+    after, expected = before, defaultdict[str, list[str]](list)
+    for edit in made:
+        after, told = edit.made(after)
+        for change, names in told.items():
+            expected[change] += names
+    return after, {change: sorted(names) for change, names in expected.items() if names}
+
+
+def _preceding(before: StageRecord, name: str) -> str:
+    names = list(before.by_name)
+    return names[names.index(name) - 1]
+
+
+def _replacing(before: StageRecord, old: NodeRecord, *new: NodeRecord) -> StageRecord:
+    return stage(*(part for one in before.nodes for part in (new if one.name == old.name else [one])))
 
 
 def _readers(before: StageRecord, name: str) -> list[str]:
@@ -127,38 +177,31 @@ def _reading(one: NodeRecord, old: str, new: str) -> NodeRecord:
     return replace(one, args=[{"node": new} if argument == {"node": old} else argument for argument in one.args])
 
 
-EDITS = ("number", "insert", "remove", "rewire")
-
-
 @settings(max_examples=150)
-@given(graphs(distinct=True), st.data(), st.sampled_from(EDITS))
-def test_an_edit_is_told_by_names(before: StageRecord, data: st.DataObject, edit: str) -> None:
-    place = data.draw(st.integers(2, len(before.nodes) - 2))
-    after, expected = edited(before, place, edit)
-    assert changes(align(before, after, "name")) == {key: names for key, names in expected.items() if names}
+@given(graphs(distinct=True), st.data())
+def test_edits_are_told_by_names(before: StageRecord, data: st.DataObject) -> None:
+    after, expected = edited(before, data.draw(edits(before)))
+    assert changes(align(before, after, "name")) == expected
 
 
 @settings(max_examples=300)
-@given(graphs(distinct=True), st.data(), st.sampled_from(EDITS))
-def test_an_edit_is_told_across_runs(before: StageRecord, data: st.DataObject, edit: str) -> None:
-    place = data.draw(st.integers(2, len(before.nodes) - 2))
-    after, expected = edited(before, place, edit)
+@given(graphs(distinct=True), st.data())
+def test_edits_are_told_across_runs(before: StageRecord, data: st.DataObject) -> None:
+    after, expected = edited(before, data.draw(edits(before)))
     names = {one.name: f"{one.name.partition('_')[0]}_{spot + 100}" for spot, one in enumerate(after.nodes)}
-    told = {
-        key: [one if key == "removed" else names[one] for one in listed] for key, listed in expected.items() if listed
-    }
+    told = {key: sorted(one if key == "removed" else names[one] for one in listed) for key, listed in expected.items()}
     assert changes(align(before, renamed(after, names), "structure")) == told
 
 
 @settings(max_examples=150)
-@given(graphs(), st.data(), st.sampled_from(EDITS[1:3]))
-def test_among_twins_no_more_is_told_than_was_edited(before: StageRecord, data: st.DataObject, edit: str) -> None:
-    place = data.draw(st.integers(2, len(before.nodes) - 2))
-    after, _ = edited(before, place, edit)
+@given(graphs(), st.data())
+def test_among_twins_no_more_is_told_than_was_edited(before: StageRecord, data: st.DataObject) -> None:
+    made = data.draw(edits(before, ("insert", "remove")))
+    after, _ = edited(before, made)
     found = align(before, renumbered(after), "structure").counts
     grown = len(after.nodes) - len(before.nodes)
     assert found["added"] - found["removed"] == grown
-    assert found["added"] + found["removed"] == 1
+    assert found["added"] + found["removed"] == len(made)
 
 
 @given(graphs(), graphs())

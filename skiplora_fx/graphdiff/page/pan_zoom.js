@@ -2,6 +2,7 @@
 // Pictures that are panned and zoomed, several of them together.
 
 const READABLE = 0.75; // the smallest scale at which a picture is first shown
+const SMALLEST = 0.65; // or this, if all of its width is in sight then
 
 // Returns what can be done with them: fit, show(place), zoomBy(factor), and free, to let go of them.
 function panZoomed(pictures, layout) {
@@ -34,11 +35,15 @@ function panZoomed(pictures, layout) {
 
   function fit(least = READABLE) {
     const { width, height } = together[0].getSizes();
-    const scale = Math.max(Math.min(width / layout.width, height / layout.height, 1.25), least);
+    const [across, down] = [width / layout.width, height / layout.height];
+    const floor = across > SMALLEST ? Math.min(across, least) : least;
+    const scale = Math.max(Math.min(across, down, 1.25), floor);
     scaleTo(together[0], scale);
-    const [wide, high] = [layout.width * scale > width, layout.height * scale > height];
-    const x = width / 2 - scale * (wide ? middle(layout) : layout.width / 2);
-    together[0].pan({ x, y: high ? 0 : (height - layout.height * scale) / 2 });
+    const [right, below] = [width - layout.width * scale, height - layout.height * scale];
+    const centred = width / 2 - scale * middle(layout, height / scale);
+    // no room is left free at one edge while boxes are cut off at the other
+    const x = right < 0 ? Math.min(Math.max(centred, right), 0) : right / 2;
+    together[0].pan({ x, y: Math.max(below / 2, 0) });
   }
 
   // A place of the layout, at the top.
@@ -66,8 +71,9 @@ function scaleTo(one, scale) {
   one.zoom((one.getZoom() * scale) / one.getSizes().realZoom);
 }
 
-// Where most boxes are, from left to right.
-function middle(layout) {
-  const all = [...layout.boxes.values()].map((place) => place.x).sort((a, b) => a - b);
-  return all[all.length >> 1];
+// Where most boxes are, from left to right, of those in the part at the top that is as high as this.
+function middle(layout, height) {
+  const top = [...layout.boxes.values()].filter((place) => place.y < height);
+  const all = top.map((place) => place.x).sort((a, b) => a - b);
+  return all[all.length >> 1] ?? layout.width / 2;
 }

@@ -47,7 +47,7 @@ function buildTimeline(panel) {
           cursor: { sync, y: true, points: { show: false }, drag: { x: true, y: false } },
           scales: { x: { time: false }, y: { range: [-0.5, timeline.sites.length - 0.5], dir: -1 } },
           padding,
-          axes: [axis(null), siteAxis(timeline, size)],
+          axes: [stepAxis(null), siteAxis(timeline, size)],
           series: [{}, { scale: "y", paths: () => null, points: { show: false } }],
           hooks: { draw: [heatDrawn(timeline)], setCursor: [hover] },
         },
@@ -68,7 +68,7 @@ function buildTimeline(panel) {
             cursor: { sync, drag: { x: true, y: false } },
             scales: { x: { time: false } },
             padding,
-            axes: [axis("step"), { ...axis("loss"), size: labelWidth - labelSize }],
+            axes: [stepAxis("step"), { ...axis("loss"), size: labelWidth - labelSize }],
             series: [
               {},
               { stroke: cssColour("--accent"), width: 1.5, spanGaps: true, points: { show: losses.size < 60 } },
@@ -116,6 +116,12 @@ function axis(label) {
     font: "12px system-ui",
     labelFont: "12px system-ui",
   };
+}
+
+// Steps are whole numbers, however few of them there are.
+function stepAxis(label) {
+  const incrs = [...Array(12).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
+  return { ...axis(label), incrs };
 }
 
 // Names of sites, as many as there is room for.
