@@ -232,18 +232,18 @@ def _checked(policy: object, said: Any, sites: Sequence[SiteHistory]) -> list[fl
 
 def _lost_without_optimizer(config: SkipLoraConfig) -> str:
     """Return what the options ask for and only happens at an optimizer's step, in words."""
-    lost = ""
+    lost = []
     if config.skipped_grad == "none":
-        lost = (
+        lost.append(
             "skipped_grad='none' takes effect at an optimizer's step, and skiplora knows of no optimizer: "
             "gradients of what is skipped stay zeros."
         )
     if config.sync == "mean" and several():
-        lost += " " * bool(lost) + (
+        lost.append(
             "sync='mean' has the ranks tell each other at an optimizer's step what they saw, and skiplora knows of no "
             "optimizer: each rank decides for itself, as with sync='none'."
         )
-    return lost
+    return " ".join(lost)
 
 
 _ON_EVERY_RANK = ", on every rank"

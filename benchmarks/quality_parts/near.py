@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from peft.tuners.lora import LoraLayer
@@ -24,7 +24,7 @@ def near(names: Sequence[str] = INNER, low: float = 0.0, high: float = 1.0) -> P
 
 def near_mask(pattern: Pattern, names: Sequence[str]) -> str:
     """Return the mask of a step: ``i`` for a layer whose input is detached, 1 for the others."""
-    blocks = 1 + max(map(_block, names))
+    blocks = _count(names)
     return "".join("i" if _has(pattern, name, blocks) else "1" for name in names)
 
 
@@ -32,7 +32,7 @@ def near_mask(pattern: Pattern, names: Sequence[str]) -> str:
 def detached_inputs(model: nn.Module, pattern: Pattern) -> Iterator[None]:
     """Detach what goes into the layers of ``pattern``, in forwards of ``model``."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    blocks = 1 + max(map(_block, layers))
+    blocks = _count(layers)
     handles = [
         layer.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(), *inputs[1:]))
         for name, layer in layers.items()
@@ -46,9 +46,16 @@ def detached_inputs(model: nn.Module, pattern: Pattern) -> Iterator[None]:
 
 
 def _has(pattern: Pattern, name: str, blocks: int) -> bool:
-    place = _block(name) / blocks
-    return any(name.endswith(last) and low <= place < high for last, low, high in pattern)
+    block = block_number(name)
+    return block is not None and any(
+        name.endswith(last) and low <= block / blocks < high for last, low, high in pattern
+    )
 
 
-def _block(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
+def _count(names: Iterable[str]) -> int:
+    return 1 + max(block for block in map(block_number, names) if block is not None)
+
+
+def block_number(name: str) -> int | None:
+    """Return the number of the repeated layer that something lies in; None if in none."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import skiplora_fx
 
 from .arms import Arm, Plan
-from .near import Pattern, detached_inputs, near_mask
+from .near import Pattern, block_number, detached_inputs, near_mask
 from .settings import Settings
 from .tasks import Rows, Task
 
@@ -195,8 +195,7 @@ def _by_block(model: nn.Module) -> dict[int | None, list[nn.Parameter]]:
     groups: dict[int | None, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            numbers = [int(part) for part in name.split(".") if part.isdecimal()]
-            groups.setdefault(numbers[0] if numbers else None, []).append(parameter)
+            groups.setdefault(block_number(name), []).append(parameter)
     return groups
 
 

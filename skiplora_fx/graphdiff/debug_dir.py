@@ -13,7 +13,7 @@ from .graph_diff import WITHIN, Transition, stages_of
 from .page import page_html
 from .records import Snapshot, StageRecord
 from .stages import STAGES
-from .text import node_line, unified
+from .text import node_line
 
 _KEPT = ("captured", "gated", "forward", "predicated")
 """Stages at which the snapshot is written: where a compile may pause or end."""
@@ -51,7 +51,7 @@ class DebugDir:
 
 
 def _write_transition(start: Path, transition: Transition) -> None:
-    _replace(start.with_suffix(".diff"), unified(transition.alignment, transition.labels))
+    _replace(start.with_suffix(".diff"), transition.text())
     _replace(start.with_suffix(".dot"), dot(transition))
     _replace(start.with_suffix(".mapping.json"), dump(model_explorer_mapping(transition)))
     _replace(start.with_suffix(".node_data.json"), dump(model_explorer_node_data(transition)))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 HEADS = 2
+WORDS = 16
 
 
 class Block(nn.Module):
@@ -122,9 +123,9 @@ KINDS: tuple[type[Block], ...] = (Block, Attention, Gated, Twice, Parallel, InPl
 class Stack(nn.Module):
     """Blocks one after the other on an embedding of tokens, and a head."""
 
-    def __init__(self, width: int, blocks: tuple[BlockSpec, ...], words: int) -> None:
+    def __init__(self, width: int, blocks: tuple[BlockSpec, ...]) -> None:
         super().__init__()
-        self.embed = nn.Embedding(words, width)
+        self.embed = nn.Embedding(WORDS, width)
         self.blocks = nn.ModuleList(block.kind(width, block.norm, block.residual) for block in blocks)
         self.checkpointed = [block.checkpointed for block in blocks]
         self.head = nn.Linear(width, 5)
@@ -174,7 +175,7 @@ class ModelSpec:
         """Return the model, in training mode."""
         torch.manual_seed(0)
         config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=list(self.adapted))
-        model = get_peft_model(_base(self.width, self.blocks).to(self.dtype), config, autocast_adapter_dtype=False)
+        model = get_peft_model(Stack(self.width, self.blocks).to(self.dtype), config, autocast_adapter_dtype=False)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 nn.init.normal_(parameter, std=0.4)
@@ -188,13 +189,6 @@ class ModelSpec:
         return name.removeprefix("base_model.model.").replace(".base_layer", "") in self.trained
 
 
-WORDS = 16
-
-
-def _base(width: int, blocks: tuple[BlockSpec, ...]) -> Stack:
-    return Stack(width, blocks, WORDS)
-
-
 @st.composite
 def model_specs(draw: Callable[..., object]) -> ModelSpec:
     """Draw a model with at least one adapter."""
@@ -202,7 +196,7 @@ def model_specs(draw: Callable[..., object]) -> ModelSpec:
     kinds = st.sampled_from(KINDS)
     spec = st.builds(BlockSpec, kinds, st.booleans(), st.booleans(), st.sampled_from((False, False, False, True)))
     blocks = tuple(draw(st.lists(spec, min_size=1, max_size=4)))
-    base = _base(width, blocks)
+    base = Stack(width, blocks)
     layers = [name for name, module in base.named_modules() if isinstance(module, (nn.Linear, nn.Conv1d))]
     adapted = draw(st.lists(st.sampled_from(layers), min_size=1, unique=True))
     halves = [f"{name}.{half}" for name in adapted for half in ("lora_A", "lora_B")]

@@ -69,17 +69,18 @@ def loss_of(model: nn.Module) -> Tensor:
     return model(batch()).float().square().mean()
 
 
-def check(model: nn.Module, forward: Forward = loss_of, rtol: float = 1e-4) -> None:
+def check(model: nn.Module, forward: Forward = loss_of, rtol: float = 1e-4, shut: str = SHUT) -> None:
     """Check a step of a gated model against eager detach in a copy of it, and what its sites say of it.
 
     Args:
         model: as :func:`gated` returns it.
         forward: returns the loss.
         rtol: relative to the largest gradient.
+        shut: the last part of the names of the layers that are skipped.
     """
     eager = copy.deepcopy(model)  # copies are not compiled
     found = oracle.gradients(model, lambda: forward(model))
-    mask = {name: not name.endswith(SHUT) for name in oracle.adapted_layers(eager)}
+    mask = {name: not name.endswith(shut) for name in oracle.adapted_layers(eager)}
     with oracle.detached(eager, "adapter", mask):
         expected = oracle.gradients(eager, lambda: forward(eager))
     assert_close(found, expected, rtol)
