@@ -167,9 +167,17 @@ class Pipeline:
             log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
             predicate_backward(graph, analysis, found)
             self.on_pass("predicate_backward", "backward", graph)
-            if "share_branches" not in self.disabled:
-                share_branches(graph)
-                self.on_pass("share_branches", "backward", graph)
+            self._share(graph)
+
+    def _share(self, graph: fx.Graph) -> None:
+        if "share_branches" in self.disabled:
+            return
+        try:
+            share_branches(graph)
+        except Exception as error:
+            self.on_failure("share_branches", error)  # the graph is right with some branches shared, or none
+            return
+        self.on_pass("share_branches", "backward", graph)
 
     def _analyse(self, graph: fx.Graph, sites: int) -> tuple[Liveness, Regions | None]:
         analysis = liveness(graph, sites)
