@@ -21,6 +21,7 @@ from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
+from .share_branches import share_branches
 from .split_joins import split_joins
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "insert_gates",
     "liveness",
     "predicate_backward",
+    "share_branches",
     "split_joins",
 ]
 
@@ -66,6 +68,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("liveness", "backward", "the partitioner has settled what the backward recomputes, which may be skipped too"),
     Stage("find_regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
     Stage("predicate_backward", "backward", "before Inductor lowers: its fusions must not cross a region's border"),
+    Stage("share_branches", "backward", "every region has its branches by now, and Inductor has compiled none"),
 )
 """Every pass, in the order in which they run."""
 
@@ -164,6 +167,17 @@ class Pipeline:
             log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
             predicate_backward(graph, analysis, found)
             self.on_pass("predicate_backward", "backward", graph)
+            self._share(graph)
+
+    def _share(self, graph: fx.Graph) -> None:
+        if "share_branches" in self.disabled:
+            return
+        try:
+            share_branches(graph)
+        except Exception as error:
+            self.on_failure("share_branches", error)  # the graph is right with some branches shared, or none
+            return
+        self.on_pass("share_branches", "backward", graph)
 
     def _analyse(self, graph: fx.Graph, sites: int) -> tuple[Liveness, Regions | None]:
         analysis = liveness(graph, sites)

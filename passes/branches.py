@@ -31,19 +31,24 @@ class Branches:
 def build_branches(
     region: Region,
     open_gates: frozenset[fx.Node],
-    evaluated: fx.Node,
-    indices: Mapping[Condition, int],
+    carried: fx.Node | None,
     symbol: Callable[[sympy.Symbol], fx.Node],
 ) -> Branches:
     """Build what a region's ``cond`` runs, and what it gives instead.
 
     In:
-        A region; the gates that stand for their input; the node that holds all conditions, bool ``[k]`` on
-        the CPU, and the place of each condition in it; how to get the node that holds a symbolic size.
+        A region; the gates that stand for their input; the node that holds its :func:`carried_conditions`, bool
+        ``[k]`` on the CPU, if there are any; how to get the node that holds a symbolic size.
     Out:
         :class:`Branches`. Both return the region's outputs, in order, with the strides of the original.
     """
-    return _Builder(region, open_gates, evaluated, indices, symbol).build()
+    return _Builder(region, open_gates, carried, symbol).build()
+
+
+def carried_conditions(region: Region) -> tuple[Condition, ...]:
+    """Return the conditions by which the fillers of a region choose what they carry, each once."""
+    carried = (condition for filler in region.outputs.values() for _, condition in filler.carried)
+    return tuple(dict.fromkeys(carried))
 
 
 class _Builder:
@@ -53,14 +58,13 @@ class _Builder:
         self,
         region: Region,
         open_gates: frozenset[fx.Node],
-        evaluated: fx.Node,
-        indices: Mapping[Condition, int],
+        carried: fx.Node | None,
         symbol: Callable[[sympy.Symbol], fx.Node],
     ) -> None:
         self._region = region
         self._symbol = symbol
-        self._evaluated = evaluated
-        self._indices = indices
+        self._carried = carried
+        self._places = {condition: place for place, condition in enumerate(carried_conditions(region))}
         self._open_gates = open_gates
         self._inside = set(region.nodes)
         self._repeated = self._find_repeated()
@@ -94,9 +98,9 @@ class _Builder:
         )
         # Inductor gives a branch the symbols in its inputs' sizes only where an input is just that symbol.
         read.update(dict.fromkeys(self._symbol(symbol) for symbol in symbols_of((*read, *self._region.outputs))))
-        if any(filler.carried for filler in self._region.outputs.values()):
+        if self._carried is not None:
             # Last, as Inductor takes the device of a cond from its first operand and this one is on the CPU.
-            read[self._evaluated] = None
+            read[self._carried] = None
         return list(read)
 
     def _true(self, operands: Sequence[fx.Node]) -> fx.GraphModule:
@@ -133,10 +137,11 @@ class _Builder:
         self, graph: fx.Graph, sizes: Sizes, inner: dict[fx.Node, fx.Node], node: fx.Node, filler: Filler
     ) -> fx.Node:
         value = node.meta["val"]
-        carried = [(inner[addend], self._indices[c]) for addend, c in filler.carried]
-        if carried:
-            copies, which = zip(*carried, strict=True)
-            filled = graph.call_function(CARRY, (list(copies), inner[self._evaluated], list(which), filler.zero))
+        if filler.carried:
+            assert self._carried is not None
+            copies = [inner[addend] for addend, _ in filler.carried]
+            which = [self._places[condition] for _, condition in filler.carried]
+            filled = graph.call_function(CARRY, (copies, inner[self._carried], which, filler.zero))
         elif filler.zero:
             filled = _zeros(graph, value, sizes)
         else:

@@ -12,7 +12,7 @@ from torch import fx
 from .._torch_compat import stable_topological_sort
 from ..gate import EVALUATE_CONDITIONS
 from . import operators
-from .branches import build_branches
+from .branches import build_branches, carried_conditions
 from .conditions import Condition, flatten
 from .find_regions import Filler, Region, Regions
 from .liveness import Liveness, is_gate
@@ -46,7 +46,9 @@ class _Rewrite:
         self._graph = graph
         self._liveness = liveness
         self._found = found
-        self._indices = {condition: index for index, condition in enumerate(self._all_conditions())}
+        self._evaluations: list[Condition] = []
+        self._indices = {condition: self._add(condition) for condition in self._run_conditions()}
+        self._blocks = {block: self._add(*block) for block in self._carried_blocks()}
         self._evaluated = self._evaluate()
         self._sizes = Sizes(graph)
         self._results: dict[fx.Node, fx.Node] = {}
@@ -61,23 +63,29 @@ class _Rewrite:
         self._graph.eliminate_dead_code()
         self._graph.lint()
 
-    def _all_conditions(self) -> list[Condition]:
-        regions = self._found.regions
-        carried = [c for region in regions for filler in region.outputs.values() for _, c in filler.carried]
-        return list(dict.fromkeys([region.condition for region in regions] + carried))
+    def _run_conditions(self) -> dict[Condition, None]:
+        return dict.fromkeys(region.condition for region in self._found.regions)
+
+    def _carried_blocks(self) -> dict[tuple[Condition, ...], None]:
+        return dict.fromkeys(block for region in self._found.regions if (block := carried_conditions(region)))
+
+    def _add(self, *conditions: Condition) -> int:
+        """Have ``conditions`` evaluated side by side; return the place of the first."""
+        self._evaluations += conditions
+        return len(self._evaluations) - len(conditions)
 
     def _evaluate(self) -> fx.Node:
-        """Write the node that evaluates all conditions: bool ``[len(self._indices)]`` on the CPU."""
+        """Write the node that evaluates all conditions: bool, on the CPU."""
         opens = next(cast(fx.Node, node.args[1]) for node in self._graph.nodes if is_gate(node))
-        table, roots = flatten(list(self._indices))
+        table, roots = flatten(self._evaluations)
         with self._graph.inserting_after(opens):
             node = self._graph.call_function(EVALUATE_CONDITIONS, (opens, table, roots))
         with opens.meta["val"].fake_mode:
-            node.meta["val"] = torch.empty(len(self._indices), dtype=torch.bool, device="cpu")
+            node.meta["val"] = torch.empty(len(self._evaluations), dtype=torch.bool, device="cpu")
         return node
 
     def _replace(self, number: int, region: Region) -> None:
-        branches = build_branches(region, self._found.open_gates, self._evaluated, self._indices, self._symbol)
+        branches = build_branches(region, self._found.open_gates, self._carried(region), self._symbol)
         names = [
             self._hang(f"skiplora_region_{number}_true", branches.true),
             self._hang(f"skiplora_region_{number}_false", branches.false),
@@ -94,6 +102,19 @@ class _Rewrite:
                 result = self._graph.call_function(operator.getitem, (cond, position))
                 result.meta = dict(node.meta)
                 self._results[node] = result
+
+    def _carried(self, region: Region) -> fx.Node | None:
+        """Return a node that holds the region's carried conditions, or None if it carries nothing."""
+        block = carried_conditions(region)
+        if not block:
+            return None
+        start = self._blocks[block]
+        with self._graph.inserting_after(self._evaluated):
+            part = self._graph.call_function(
+                torch.ops.aten.slice.Tensor, (self._evaluated, 0, start, start + len(block))
+            )
+        part.meta["val"] = self._evaluated.meta["val"][start : start + len(block)]
+        return part
 
     def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
         with self._graph.inserting_after(self._evaluated):

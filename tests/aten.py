@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from skiplora_fx.gate import CARRY
-from skiplora_fx.passes import find_regions, liveness, predicate_backward
+from skiplora_fx.passes import find_regions, liveness, predicate_backward, share_branches
 from skiplora_fx.passes.conditions import Condition
 
 COND = torch.ops.higher_order.cond
@@ -37,6 +37,7 @@ def predicated(gm: fx.GraphModule, sites: int) -> fx.GraphModule:
     copy = fx.GraphModule(gm, copied(gm.graph))
     analysis = liveness(copy.graph, sites)
     predicate_backward(copy.graph, analysis, find_regions(copy.graph, analysis))
+    share_branches(copy.graph)
     copy.recompile()
     poison(copy)
     return copy

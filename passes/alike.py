@@ -1,0 +1,68 @@
+"""When are two graphs the same program?"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+
+def structure(graph: fx.Graph, modules: Mapping[str, Hashable]) -> Hashable:
+    """Return what a graph computes, whatever its nodes are called: equal for graphs that may stand for each other.
+
+    Args:
+        graph: a functional graph without calls of modules.
+        modules: for each submodule that the graph reads, by its target, what it computes.
+    """
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    return tuple(_step(node, places, modules) for node in graph.nodes)
+
+
+def kind(node: fx.Node) -> Hashable:
+    """Return the dtype, device, sizes and strides of what a node holds."""
+    return _kind(node.meta.get("val"))
+
+
+def operator_of(node: fx.Node, modules: Mapping[str, Hashable]) -> Hashable:
+    """Return what a node does, but for its arguments."""
+    if node.op == "get_attr":
+        return modules.get(str(node.target), node.target)
+    return (node.op, None if node.op == "placeholder" else node.target)
+
+
+def arguments(node: fx.Node, places: Mapping[fx.Node, Hashable]) -> Hashable:
+    """Return the arguments of a node, each node among them by its place."""
+    args, kwargs = map_arg((node.args, node.kwargs), lambda source: _Place(places[source]))
+    return (_hashable(args), _hashable(kwargs))
+
+
+class _Place:
+    """A node among arguments."""
+
+    def __init__(self, place: Hashable) -> None:
+        self.place = place
+
+
+def _step(node: fx.Node, places: Mapping[fx.Node, int], modules: Mapping[str, Hashable]) -> Hashable:
+    return (operator_of(node, modules), arguments(node, places), kind(node))
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, _Place):
+        return ("node", value.place)
+    if isinstance(value, Mapping):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_hashable, value))
+    return (type(value), str(value))  # 1 is not 1.0, and a NaN is itself
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        # As text: comparing symbolic sizes would make torch guard on the answer.
+        return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))
+    if isinstance(value, Iterable):
+        return tuple(map(_kind, value))
+    return (type(value), str(value))
