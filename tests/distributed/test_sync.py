@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import skiplora_fx
 from skiplora_fx.policy import Observation, Policy
-from skiplora_fx.ranks import Ranks
 
 pytestmark = pytest.mark.xdist_group("sync")  # all tests look at one run
 
@@ -261,15 +260,3 @@ def test_what_has_to_be_the_same_is_checked_at_the_first_step(
 def test_a_graph_that_would_leave_the_wrapper_waiting_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "Compile the graph, which gives zeros" in rank["eager"]
-
-
-def awkward_sums() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(dist.get_rank())
-    numbers = torch.randn(1001, generator=generator, dtype=torch.float64).exp().pow(9)
-    ranks = Ranks()
-    return ranks.gather(ranks.add_up(numbers))
-
-
-def test_four_ranks_have_the_same_sum_bit_for_bit() -> None:
-    for sums in run(awkward_sums, ranks=4):
-        assert all(torch.equal(total, sums[0]) for total in sums)
