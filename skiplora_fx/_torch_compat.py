@@ -58,6 +58,7 @@ __all__ = [
     "mode_options",
     "placeholder_source",
     "runs_in_ddp",
+    "runs_in_join",
     "save_not_recompute",
     "set_placeholder_source",
     "stable_topological_sort",
@@ -183,6 +184,12 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 def runs_in_ddp() -> bool:
     """Return whether the forward of a DistributedDataParallel is running."""
     return nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None  # Dynamo asks the same
+
+
+def runs_in_join() -> bool:
+    """Return whether the forward of a DistributedDataParallel is running inside its ``join()``."""
+    wrapper: Any = nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    return wrapper is not None and wrapper._join_config.enable  # what join() sets; nothing public tells
 
 
 def is_ddp_piece(example_inputs: Sequence[Any]) -> bool:

@@ -84,11 +84,8 @@ def _compile_gated(
     root = _compiled_module(gm)
     with failures.noted("find_lora or insert_gates"):
         findings = pipeline.rewrite_dynamo(gm)
-    if is_ddp_piece(example_inputs):
-        _warn_of_halves(findings, root)
+    _warn_of_what_is_left(findings, root, piece=is_ddp_piece(example_inputs))
     if pipeline.gated is None:
-        if not findings.sites:
-            _warn_if_nothing_to_gate(findings, root)
         return compile_with_inductor(gm, example_inputs, inductor)
 
     assert pipeline.searched is not None
@@ -154,25 +151,25 @@ def _holds_all_trained(root: nn.Module, inputs: Sequence[Any]) -> bool:
     return all(id(parameter) in given for parameter in root.parameters() if parameter.requires_grad)
 
 
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _warn_of_halves(findings: Findings, root: nn.Module | None) -> None:
-    """Warn once for each model of what trains and is not gated in a piece of its graph."""
-    if not findings.rejections or (root is not None and root in _warned):
-        return
-    if root is not None:
-        _warned.add(root)
-    warnings.warn(cut_apart(findings), NoLoRAWarning, stacklevel=2)
-
-
-def _warn_if_nothing_to_gate(findings: Findings, root: nn.Module | None) -> None:
-    """Warn once for each model in which something trains and nothing is gated.
+def _warn_of_what_is_left(findings: Findings, root: nn.Module | None, piece: bool) -> None:
+    """Warn of what trains and is not gated: in a piece of a graph always, in a whole one if nothing else is.
 
     A graph in which nothing trains says nothing: a graph break may have left the adapters to another one.
     """
-    if not findings.rejections or (root is not None and (root in _warned or has_states(root))):
+    if not findings.rejections:
         return
+    if piece:
+        _warn_once(root, cut_apart(findings))
+    elif not findings.sites and (root is None or not has_states(root)):
+        _warn_once(root, nothing_found(findings))
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_once(root: nn.Module | None, message: str) -> None:
+    """Warn, once for each model that is known."""
+    if root is None or root not in _warned:
+        warnings.warn(message, NoLoRAWarning, stacklevel=2)
     if root is not None:
         _warned.add(root)
-    warnings.warn(nothing_found(findings), NoLoRAWarning, stacklevel=2)

@@ -21,7 +21,7 @@ from .errors import FileError, SkipLoraError
 from .nothing_found import NoLoRAWarning
 from .passes import PIPELINE
 
-_PACKAGES = ("torch", "dd", "tabulate", "transformers", "peft", "accelerate", "datasets")
+_PACKAGES = ("dd", "tabulate", "transformers", "peft", "accelerate", "datasets")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,7 +170,9 @@ def _lora_model(arguments: argparse.Namespace, source: str) -> tuple[Any, dict[s
 
 
 def _environment() -> str:
-    rows = [("skiplora_fx", __version__), ("python", platform.python_version())]
+    import torch  # whose own version says for which CUDA it is built; the package's need not
+
+    rows = [("skiplora_fx", __version__), ("python", platform.python_version()), ("torch", torch.__version__)]
     rows += [(name, _version(name)) for name in _PACKAGES]
     return tabulate([*rows, ('backend "skiplora"', _backend_status())], tablefmt="plain")
 

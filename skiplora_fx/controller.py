@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from ._torch_compat import runs_in_join
 from .awaited import AwaitedSites
 from .config import SkipLoraConfig
-from .errors import ConfigError, reason_of
+from .errors import ConfigError, UsageError, reason_of
 from .live_site import LiveSite
 from .model_graphs import FlopsOf, ModelGraphs
 from .policy import OPEN, SHUT, MinActive, Observation, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
@@ -104,6 +105,12 @@ class Controller:
         return site.threshold if isinstance(self.policy, Threshold) else self._shown.get(site, site.threshold)
 
     def _decide(self, step: int) -> None:
+        if self.config.sync == "mean" and several() and runs_in_join():
+            raise UsageError(
+                "sync='mean': inside DistributedDataParallel.join() a rank that has run out of batches steps no more, "
+                "and the others would wait for it at their next step. Set sync='none', with which each rank decides "
+                "for itself, or give all ranks as many batches."
+            )
         if needs(self.policy, "history") or self.config.decision == "previous":
             self._flush()
         self._warn_if_nobody_counts(step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
     theirs = inductor.get(name, global_inductor_option(name))
     if theirs is None:
         return hook
-    return [hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])]
+    return _InARow([hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])])
 
 
 class _Hook(CustomGraphPass):
@@ -56,6 +56,22 @@ class _Hook(CustomGraphPass):
 
     def uuid(self) -> Any:
         return get_hash_for_files(_SOURCES, extra=self._key)
+
+
+class _InARow(CustomGraphPass):
+    """Several passes as one, as torch 2.11 takes no list of them."""
+
+    def __init__(self, rewrites: Sequence[Callable[[fx.Graph], None]]) -> None:
+        self._rewrites = tuple(rewrites)
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for rewrite in self._rewrites:
+            rewrite(graph)
+
+    def uuid(self) -> Any:
+        """Return a key made of theirs, or None, which keeps a graph out of the caches, if one has none."""
+        keys = tuple(each.uuid() if isinstance(each, CustomGraphPass) else None for each in self._rewrites)
+        return keys if all(keys) else None
 
 
 _SOURCES = (gate.__file__, *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -238,9 +238,10 @@ def name_of(key: Tensor, slot: Slot) -> str:
     return ".".join(known.split(".")[: -slot.depth]) if known and slot.depth else slot.name
 
 
-def owners_in(model: nn.Module) -> tuple[object, ...]:
+def owners_in(model: nn.Module) -> tuple[Any, ...]:
     """Return who owns a model's sites: the runtimes of the graphs in it that run by themselves, and the backend."""
-    return (*(module for module in model.modules() if hasattr(module, "gated_parameters")), BACKEND)
+    # Asked at each step of several processes: a module is slow to say that it has no such attribute, its class is not.
+    return (*(module for module in model.modules() if hasattr(type(module), "gated_parameters")), BACKEND)
 
 
 def sites_of(parameters: Iterable[Tensor], owners: Sequence[object] = (BACKEND,)) -> Iterator[LiveSite]:
@@ -258,11 +259,15 @@ def sites_of(parameters: Iterable[Tensor], owners: Sequence[object] = (BACKEND,)
         yield from own or [known[owner] for owner in owners if owner is BACKEND and owner in known]
 
 
-def trained_parameters(model: nn.Module) -> list[Tensor]:
-    """Return the parameters of ``model`` that train, and those that a gated graph in it was last called with."""
-    lifted = (
-        key for module in model.modules() if hasattr(module, "gated_parameters") for key in module.gated_parameters()
-    )
+def trained_parameters(model: nn.Module, owners: Sequence[Any] | None = None) -> list[Tensor]:
+    """Return the parameters of ``model`` that train, and those that a gated graph in it was last called with.
+
+    Args:
+        model: the model.
+        owners: as :func:`owners_in` gives them for it, where they are known.
+    """
+    graphs = (owner for owner in owners or owners_in(model) if owner is not BACKEND)
+    lifted = (key for graph in graphs for key in graph.gated_parameters())
     known = {id(parameter): parameter for parameter in map(at_rest, (*model.parameters(), *lifted))}
     return [parameter for parameter in known.values() if parameter.requires_grad]
 

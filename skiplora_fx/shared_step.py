@@ -118,7 +118,7 @@ class SharedSteps:
 def _places(model: nn.Module, sharing: Sequence[Controller]) -> list[LiveSite | None]:
     """Return for each parameter that trains the site that it identifies, if it does and the site is shared."""
     owners = owners_in(model)
-    found = [next(sites_of([parameter], owners), None) for parameter in trained_parameters(model)]
+    found = [next(sites_of([parameter], owners), None) for parameter in trained_parameters(model, owners)]
     return [site if site is not None and site.controller in sharing else None for site in found]
 
 

@@ -43,10 +43,10 @@ CASES: dict[str, Case] = {
     "layer": Case(scope="layer"),
     "the wrapper compiled": Case(around=True),
     "the wrapper compiled, layer": Case(around=True, scope="layer"),
-    "views of the buckets": Case(wrapper={"gradient_as_bucket_view": True}, options={"skipped_grad": "none"}),
-    "unused parameters": Case(wrapper={"find_unused_parameters": True}),
+    "views of the buckets, unused parameters": Case(
+        wrapper={"gradient_as_bucket_view": True, "find_unused_parameters": True}, options={"skipped_grad": "none"}
+    ),
     "a static graph": Case(wrapper={"static_graph": True}),
-    "no gradients": Case(options={"skipped_grad": "none"}),
     "micro-batches": Case(micro_batches=2, options={"skipped_grad": "none"}),
 }
 

@@ -205,8 +205,8 @@ class Attention(Adapter):
         super().__init__(a=(3 * RANK, WIDE))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = F.linear(x, self.a).chunk(3, dim=-1)
-        return x + F.linear(F.scaled_dot_product_attention(q, k, v), self.b)
+        q, k, v = F.linear(x, self.a).unsqueeze(1).chunk(3, dim=-1)
+        return x + F.linear(F.scaled_dot_product_attention(q, k, v).squeeze(1), self.b)
 
 
 class FullRank(Adapter):

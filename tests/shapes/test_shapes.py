@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import GATED, Adapter, OneEinsum, OntoAPart
+from adapters import GATED, Adapter, DoRA, OneEinsum, OntoAPart
 from capture import QuickBackend, dynamo_graph
-from others import IGNORED, REJECTED, Attention, AutogradFunction
+from others import IGNORED, REJECTED, AutogradFunction
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -28,8 +28,8 @@ LEVELS: dict[str, Callable[[nn.Module, Tensor], torch.fx.GraphModule]] = {
 OTHER_KINDS = {(OneEinsum, "make_fx"): "linear→linear"}
 """What the tracer has already written as several products."""
 
-TAKEN_APART = {(Attention, "make_fx"): {"routed", "no join"}}
-"""What is another family where the tracer has already written attention as products and a softmax."""
+LOST_DETACH = {(DoRA, "make_fx")}
+"""Where what is traced has other gradients than the model: from torch 2.14 on make_fx writes a detach as an alias."""
 
 
 def names(shape: object) -> str:
@@ -109,7 +109,9 @@ def test_gradients_of_the_applied_graph(shape: type[Adapter], level: str, scope:
     traced = LEVELS[level](model, x)
     options = {"scope": scope, "warmup_steps": 0, "probe_every": 0}
     gated = skiplora_fx.apply(traced, threshold=math.inf if shut else 0.0, **options)
-    torch.testing.assert_close(gradients(gated, model, x), expected(model, x, scope, shut))
+    as_traced = not shut and (shape, level) in LOST_DETACH
+    right = gradients(traced, model, x) if as_traced else expected(model, x, scope, shut)
+    torch.testing.assert_close(gradients(gated, model, x), right)
     (site,) = skiplora_fx.sites(gated)
     assert site.skipped is shut
     assert all((parameter.grad is None) is shut for parameter in model.parameters() if parameter.requires_grad)
@@ -120,9 +122,8 @@ def test_gradients_of_the_applied_graph(shape: type[Adapter], level: str, scope:
 def test_it_is_rejected_by_family(shape: type[Adapter], level: str) -> None:
     findings = search(LEVELS[level](*built(shape)))
     assert findings.sites == ()
-    wanted = TAKEN_APART.get((shape, level), REJECTED[shape])
-    assert {rejection.family for rejection in findings.rejections} == wanted
-    assert wanted <= set(FAMILIES)
+    assert {rejection.family for rejection in findings.rejections} == REJECTED[shape]
+    assert REJECTED[shape] <= set(FAMILIES)
 
 
 def test_an_autograd_function_cannot_be_looked_into() -> None:

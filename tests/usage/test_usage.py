@@ -35,7 +35,7 @@ def test_the_wrapper() -> None:
     assert not any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune-no-cudagraphs"])
 @usage(
     "`mode=`, max-autotune among them",
     "gated with the options' defaults, as torch takes a mode or options, not both: options may hold what a mode stands "
@@ -48,6 +48,15 @@ def test_modes(mode: str) -> None:
     found = oracle.gradients(model, lambda: loss_of(model))
     assert_close(found, oracle.gradients(eager, lambda: loss_of(eager)))
     assert [site.skipped for site in skiplora_fx.sites(model)] == [False, False]  # of a warm-up
+
+
+@usage(
+    '`mode="reduce-overhead"`, or the option that it stands for',
+    "gated, gradients exact, on a CPU, where it changes nothing. On a GPU, untried, only the forward can have a CUDA "
+    "graph: Inductor makes none of a graph with `cond`, which the backward is",
+)
+def test_cuda_graphs() -> None:
+    check(gated(two_layers(), options={"triton.cudagraphs": True}))
 
 
 @usage("Inductor's own options beside ours, such as `epilogue_fusion`")
