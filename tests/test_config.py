@@ -42,7 +42,7 @@ def test_thresholds_that_are_allowed(value: float) -> None:
         ({"threshold": {}}, "threshold is an empty dict: give a number, or {glob over site names: number}"),
         ({"threshold": {3: 0.1}}, "threshold keys must be globs over site names, got 3"),
         ({"threshold": {"*": -2}}, "threshold['*'] must be a number >= 0 (0 never skips, inf always), got -2"),
-        ({"scope": "block"}, "scope must be one of 'adapter', 'layer', got 'block'"),
+        ({"scope": "block"}, "scope must be one of 'adapter', 'layer', 'input', got 'block'"),
         ({"policy": "none"}, "policy must be one of"),
         ({"decision": "next"}, "decision must be one of"),
         ({"skipped_grad": "nan"}, "skipped_grad must be one of"),
