@@ -116,8 +116,7 @@ class _Writer:
         return norms
 
     def _write_input_gates(self, copy: GraphCopy, sites: Sequence[Site], thresholds: fx.Node) -> None:
-        first = next(node for node in copy.gm.graph.nodes if node.op != "placeholder")
-        with copy.gm.graph.inserting_before(first):
+        with copy.gm.graph.inserting_before(copy.gm.graph.find_nodes(op="placeholder")[-1].next):
             opens = {site.index: _write_held_decision(copy.gm.graph, site, thresholds) for site in sites}
         for gate in write_input_gates(copy, sites, opens):
             self._note_gate(gate.sites, gate.wants_gradient)

@@ -159,7 +159,7 @@ class WrittenBetween(nn.Module):
         self.shut = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x).relu()
+        x = self.first(x) * 1.0
         h = self.base(x.detach() if self.shut else x)
         x.mul_(2.0)
         return h + self.b(self.a(x.detach() if self.shut else x)) + x
