@@ -104,8 +104,8 @@ class Pipeline:
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
         on_failure: called with the name of a pass and its error, where the graph is whole and right without it.
-        inputs: for each gate the positions, among the graph's inputs, of parameters whose gradients show that there must
-            be one of the gate too: those of its sites that nothing else reads.
+        inputs: for each gate the positions, among the graph's inputs, of parameters whose gradients show that the gate
+            must have a twin: those of its sites that nothing else reads.
     """
 
     scope: str

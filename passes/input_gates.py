@@ -39,9 +39,9 @@ def write_input_gates(copy: GraphCopy, sites: Sequence[Site], opens: Mapping[int
         The gates. The copy is edited: nobody but the layers reads them, so the residual stream, and whatever else reads
         the same tensor, is left as it is.
     Terms:
-        A frozen layer of several sites, as where adapters are chained or have a part of its output each, reads its input
-        through a gate that is open while any of theirs is. One gate serves all that read the same input for the same
-        sites, until somebody writes into that.
+        A frozen layer of several sites, as where adapters are chained or have a part of its output each, reads its
+        input through a gate that is open while any of theirs is. One gate serves all that read the same input for the
+        same sites, until somebody writes into that.
     """
     gates = []
     for read_by, (source, readers) in _gated(sites):

@@ -57,16 +57,17 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     Terms:
         *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
         from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
-        gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part; ``"input"`` gates
-        what the adapted layer reads, see :func:`~skiplora_fx.passes.input_gates.write_input_gates`. Where adapters
+        gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part; ``"input"``
+        gates what the adapted layer reads, see
+        :func:`~skiplora_fx.passes.input_gates.write_input_gates`. Where adapters
         are chained on a layer, the layer scope gates each Δh by its own decision, and the layer while any of them is
         open. Who reads, by whatever name, what an addition in place has written, reads it behind the gate. *held*:
         decisions are taken before the forward. Then each threshold is 0, for open, or infinite, ratios are measured but
         decide nothing, and the thresholds are on the CPU, and so are the decisions.
 
     Raises:
-        InternalError: a checkpoint body does not return a tuple, or the scope is ``"input"`` and decisions are not held:
-            whether an input is detached cannot wait for what comes of it.
+        InternalError: a checkpoint body does not return a tuple, or the scope is ``"input"`` and decisions are not
+            held: whether an input is detached cannot wait for what comes of it.
     """
     if scope == "input" and not held:
         raise InternalError("the scope 'input' needs decisions that are taken before the forward")

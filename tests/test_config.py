@@ -73,7 +73,21 @@ def test_a_choice_lists_what_is_allowed(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         made(**{name: "?"})
     assert all(repr(word) in str(error.value) for word in CHOICES[name])
-    assert all(getattr(made(**{name: word}), name) == word for word in CHOICES[name])
+    needed = {"input": {"decision": "previous"}}
+    assert all(getattr(made(**{name: word}, **needed.get(word, {})), name) == word for word in CHOICES[name])
+
+
+def test_the_input_scope_says_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match="Add decision='previous'"):
+        made(scope="input")
+    with pytest.raises(ConfigError, match="Leave skipped_grad out"):
+        made(scope="input", decision="previous", skipped_grad="none")
+
+
+@pytest.mark.parametrize("only", ["*.q_proj", 1, [1]])
+def test_only_is_a_list_of_globs(only: Any) -> None:
+    with pytest.raises(ConfigError, match="only must be a list of globs"):
+        made(only=only)
 
 
 @pytest.mark.parametrize(

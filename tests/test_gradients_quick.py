@@ -111,7 +111,8 @@ def test_gradients_equal_those_of_detach(name: str, scope: str) -> None:
         assert backend.only.decisions(sites) == mask
 
     check()
-    assert backend.only.garbage > 0, "nothing is skipped without memory that nobody reads"
+    lowest = scope == "input" and name == "Llama upper layer"  # nothing below wants a gradient, so nothing is skipped
+    assert lowest or backend.only.garbage > 0, "nothing is skipped without memory that nobody reads"
 
 
 @pytest.mark.parametrize("scope", ["adapter", "layer"])

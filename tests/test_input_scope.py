@@ -13,15 +13,15 @@ import oracle
 import pytest
 import torch
 from capture import QuickBackend, dynamo_call
-from lora_modules import batch
 from test_gradients_quick import assert_same_gradients, in_float64, loss_of
 from test_work_not_done import products_in_backward
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from two_layers import compiled, sgd, skipped, step
 
 import skiplora_fx
-from skiplora_fx.policy import CyclicBlocks
 from skiplora_fx.passes import find_lora
+from skiplora_fx.policy import CyclicBlocks
 
 SHARES_COMPILED = True
 INPUT = {"scope": "input", "decision": "previous", "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}
@@ -63,7 +63,7 @@ def test_gradients_of_compiled_code_under_every_mask(pair: tuple[nn.Module, nn.M
 
 @pytest.mark.parametrize("chosen", [("q_proj",), ("q_proj", "v_proj")], ids=str)
 def test_a_shut_gate_runs_two_products_fewer(pair: tuple[nn.Module, nn.Module], chosen: tuple[str, ...]) -> None:
-    """Those of the frozen weight and of A; the lowest layers read what wants no gradient, and have none to leave out."""
+    """Those of W and of A, in the upper layer: the lower one reads what wants no gradient."""
     _, gated = pair
     shut(gated, [])
     whole = products_in_backward(gated)
@@ -106,12 +106,14 @@ def test_an_applied_graph_decides_alike_when_it_is_repeated_for_the_backward() -
     model = llama(models.QV)
     policy = CyclicBlocks(share=0.5)
     gated = skiplora_fx.apply(torch.export.export(model, (), models.tokens()), **{**INPUT, "policy": policy})
+    inputs = models.tokens()
     for number in range(1, 4):
-        inputs = models.tokens()
-        loss = torch.utils.checkpoint.checkpoint(lambda: gated(**inputs).loss, use_reentrant=False)
+        loss = checkpoint(lambda: gated(**inputs).loss, use_reentrant=False)
         loss.backward()
         assert [site.backwards for site in skiplora_fx.sites(gated)] == [number] * 4
-        assert [site.skipped for site in skiplora_fx.sites(gated)] == ([False] * 2 + [True] * 2)[:: (-1) ** (number - 1)]
+        assert [site.skipped for site in skiplora_fx.sites(gated)] == ([False] * 2 + [True] * 2)[
+            :: (-1) ** (number - 1)
+        ]
 
 
 def test_chained_adapters_share_the_frozen_layers_gate() -> None:
@@ -127,7 +129,13 @@ def test_chained_adapters_share_the_frozen_layers_gate() -> None:
     gated.compile(backend=backend)
     loss_of(gated, {})
     sites, layers = backend.only.findings.sites, oracle.adapted_layers(eager)
-    for opens in ([True] * 8, [False] * 8, [True, False] * 4, [False, True, True, True] * 2, [False, False, True, False] * 2):
+    for opens in (
+        [True] * 8,
+        [False] * 8,
+        [True, False] * 4,
+        [False, True, True, True] * 2,
+        [False, False, True, False] * 2,
+    ):
         backend.only.thresholds.copy_(torch.tensor([0.0 if open else math.inf for open in opens]))
         found = oracle.gradients(gated, lambda: loss_of(gated, {}))
         closed = [site for site, open in zip(sites, opens, strict=True) if not open]
@@ -161,7 +169,7 @@ class WrittenBetween(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x) * 1.0
         h = self.base(x.detach() if self.shut else x)
-        x.mul_(2.0)
+        x.neg_()
         return h + self.b(self.a(x.detach() if self.shut else x)) + x
 
 
@@ -213,8 +221,12 @@ def test_explain_counts_what_runs() -> None:
 
 
 def test_budget_keeps_to_its_target() -> None:
-    model = compiled(llama(), policy="budget", policy_kwargs={"target": 0.9, "every": 1}, **{
-        "scope": "input", "decision": "previous", "only": [f"*.{name}" for name in INNER]})
+    model = compiled(
+        llama(),
+        policy="budget",
+        policy_kwargs={"target": 0.9, "every": 1},
+        **{"scope": "input", "decision": "previous", "only": [f"*.{name}" for name in INNER]},
+    )
     for _ in range(3):
         model(**models.tokens()).loss.backward()
     sites = skiplora_fx.sites(model)

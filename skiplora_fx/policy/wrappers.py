@@ -113,7 +113,9 @@ class Only(Wrapper):
         """Ask about the chosen sites, and open the rest."""
         places = self.places([site.name for site in observation.sites])
         sites = tuple(observation.sites[place] for place in places)
-        costs = CostsOfSome(observation.costs, places, len(observation.sites)) if observation.costs is not None else None
+        costs = (
+            CostsOfSome(observation.costs, places, len(observation.sites)) if observation.costs is not None else None
+        )
         thresholds = [OPEN] * len(observation.sites)
         said = self.inner.decide(replace(observation, sites=sites, costs=costs))
         for place, threshold in zip(places, said, strict=True):
