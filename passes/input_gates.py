@@ -67,9 +67,9 @@ def _gated(sites: Sequence[Site]) -> Iterator[tuple[tuple[int, ...], tuple[fx.No
     for read, indices in read_by.items():
         if is_floating(read.source):
             alike.setdefault((tuple(indices), read.source), []).append(read.reader)
-    for (indices, source), readers in alike.items():
+    for (same, source), readers in alike.items():
         for part in _between_writes(source, readers):
-            yield indices, (source, part)
+            yield same, (source, part)
 
 
 def _between_writes(source: fx.Node, readers: Sequence[fx.Node]) -> Iterator[list[fx.Node]]:
