@@ -47,7 +47,7 @@ def main() -> None:
             store.add(run)
             print(f"{arm} {length:g} seed {seed}: {run.scores}", flush=True)
     if "time" in args.phases:
-        time_masks(task, store, settings, args.rounds)
+        time_masks(task, store, settings, args.rounds, args.arms)
     if "report" in args.phases:
         print(report(store))
 

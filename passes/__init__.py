@@ -7,12 +7,12 @@ a callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
 
-from ..site import Findings, Site
+from ..site import Findings
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
 from .flops import Flops, flops
@@ -96,7 +96,7 @@ class Pipeline:
     """Runs the passes over the three graphs of one compile.
 
     Attributes:
-        scope: ``"adapter"`` or ``"layer"``, as in :func:`insert_gates`.
+        scope: ``"adapter"``, ``"layer"`` or ``"input"``, as in :func:`insert_gates`.
         disabled: names of the passes to leave out.
         on_pass: called after each pass.
         findings: what ``find_lora`` said.
@@ -107,7 +107,8 @@ class Pipeline:
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
         on_failure: called with the name of a pass and its error, where the graph is whole and right without it.
-        inputs: for each site the positions among the graph's inputs of the parameters that nothing else reads.
+        inputs: for each gate the positions, among the graph's inputs, of parameters whose gradients show that the gate
+            must have a twin: those of its sites that nothing else reads.
     """
 
     scope: str
@@ -137,7 +138,7 @@ class Pipeline:
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
             self.gated = insert_gates(gm, findings.sites, self.scope, self.held)
-            self.inputs = _own_inputs(gm.graph, findings.sites)
+            self.inputs = _own_inputs(gm.graph, self.gated)
             self.on_pass("insert_gates", "dynamo", self.gated.gm.graph)
         return findings
 
@@ -197,10 +198,13 @@ class Described:
         return describe(self.liveness, self.found)
 
 
-def _own_inputs(graph: fx.Graph, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
-    """Return for each site which inputs are its own, so that a gradient of one must have come through its gate."""
+def _own_inputs(graph: fx.Graph, gated: GatedGraph) -> tuple[tuple[int, ...], ...]:
+    """Return for each gate which inputs are its sites' own, so that with a gradient of one there must be one of it."""
     positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
-    return tuple(tuple(positions[node] for node in site.own if node in positions) for site in sites)
+    return tuple(
+        tuple(positions[node] for index in gate for node in gated.sites[index].own if node in positions and reached)
+        for gate, reached in zip(gated.gates, gated.reached, strict=True)
+    )
 
 
 def _has_skiplora_nodes(graph: fx.Graph) -> bool:

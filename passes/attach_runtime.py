@@ -26,12 +26,14 @@ class RuntimeCalls:
             writes into what it returns.
         truncate: ``(runtime, x, sites) -> None``, which stops x's gradient where that is of use to none of ``sites``.
         record: ``(runtime, ratios, opens) -> None``, at the end of a forward.
+        shows_result: whether ``record`` takes the graph's result as well, as its last argument.
     """
 
     thresholds: Callable[..., Any]
     gate: Callable[..., Any]
     truncate: Callable[..., Any]
     record: Callable[..., Any]
+    shows_result: bool = False
 
 
 def attach_runtime(
@@ -59,7 +61,7 @@ def attach_runtime(
     assert isinstance(results, (tuple, list))
     result, ratios, opens = results
     with graph.inserting_before(output):
-        call(graph, calls.record, reference, ratios, opens)
+        call(graph, calls.record, reference, ratios, opens, *([result] if calls.shows_result else []))
     output.args = (result,)
     graph._codegen = original._codegen
     graph.lint()

@@ -98,6 +98,10 @@ class Dataflow:
         """Return what ``node`` reads: nodes whose values, not only their shapes, reach it."""
         return tuple(self._reads[node].values())
 
+    def named_reads(self, node: fx.Node) -> tuple[tuple[fx.Node, fx.Node], ...]:
+        """Return what ``node`` reads, each by the name that it has there and as the node that wrote it last."""
+        return tuple(self._reads[node].items())
+
     def readers(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return who reads the value of ``node`` and is of any use."""
         return tuple(self._readers[node])

@@ -12,6 +12,7 @@ from torch import fx
 
 from ..site import Findings, Rejection, Site
 from .dataflow import Dataflow, Roots, is_floating, is_view, shape_of
+from .layer_inputs import layer_inputs
 from .linear_operators import Role, is_in_place, names, operands, operator_name
 from .match_branch import Branch, NotABranch, check_base, match_branch
 from .near_misses import near_miss
@@ -83,6 +84,7 @@ class _Found:
 
     frame: _Frame
     join: fx.Node
+    base: fx.Node
     h: fx.Node
     delta: fx.Node
     branch: Branch
@@ -185,7 +187,7 @@ class _Search:
             self._found[previous] = replace(before, last=False)
         self._by_join[frame.body, join] = len(self._found)
         self._closed.add((frame.body, join))
-        self._found.append(_Found(frame, join, h, delta, branch, chain))
+        self._found.append(_Found(frame, join, base, h, delta, branch, chain))
 
     def _note_miss(self, miss: NotABranch, join: fx.Node, delta: fx.Node) -> None:
         name, _ = label(self.parameters.of(miss.roots), join)
@@ -210,6 +212,8 @@ class _Search:
         key = min(trained, key=lambda root: uses[root])
         (owner,) = self.parameters.of([key])
         parts = len(name.split(".")) if name else 0
+        flow = found.frame.flow
+        inputs = layer_inputs(flow, flow.resolve(found.join, found.base), found.branch.nodes, found.branch.layers)
         return Site(
             index=index,
             name=name,
@@ -226,6 +230,8 @@ class _Search:
             key_depth=len(owner.path.split(".")) - parts if owner.named else 0,
             rank=found.branch.rank,
             kind=found.branch.kind,
+            reads=inputs.branch,
+            layer_reads=inputs.layers,
             body=found.frame.body,
         )
 

@@ -33,15 +33,15 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
     In:
         AOTAutograd's joint graph (or, without a backward, the forward), aten-level, before the partitioner;
         ``gates``, the gates that ``insert_gates`` wrote, each as the indices of its sites; ``inputs``, for
-        each site the positions of its own parameters among the graph's inputs: those that nothing else reads.
+        each gate the positions among the graph's inputs of parameters whose gradients show that it must have a twin.
     Out:
         The same graph, edited. No ``gate`` is left, so the forward makes no copy. Each
         ``gate_backward(grad, opens, sites)`` reads one vector, ``opens = ~(ratios < thresholds)``, or
         ``thresholds == 0`` where decisions were taken before the forward. The partitioner is told to save it:
         recomputing it would compute every ratio again in the backward.
     Terms:
-        *twin*: the ``gate_backward`` that autograd wrote for a ``gate``. A gate has none only where no
-        gradient reaches its adapter at all, because the loss does not depend on it.
+        *twin*: the ``gate_backward`` that autograd wrote for a ``gate``. A gate has none only where no gradient reaches
+        its adapter at all, because the loss does not depend on it, or, where an input is gated, if that wants none.
 
     Raises:
         InternalError: gates and twins do not match those inserted. Training on would give wrong gradients.
@@ -51,7 +51,7 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
     _check_same(gates, forward, "gates inserted", "gates in the joint graph")
     backward = tuple(_relink(node, decisions) for node in _nodes(graph, GATE_BACKWARD))
     if _has_backward(graph):
-        _check_twins(graph, forward, backward, inputs)
+        _check_twins(graph, gates, backward, inputs)
     graph.eliminate_dead_code()
     return FoldedGates(forward, backward)
 
@@ -118,13 +118,14 @@ def _has_backward(graph: fx.Graph) -> bool:
 
 def _check_twins(
     graph: fx.Graph,
-    forward: tuple[tuple[int, ...], ...],
-    backward: tuple[tuple[int, ...], ...],
+    gates: Sequence[tuple[int, ...]],
+    backward: Sequence[tuple[int, ...]],
     inputs: Sequence[Sequence[int]],
 ) -> None:
     gradients = _gradients(graph)
-    needed = [gate for gate in forward if gate in backward or any(_reached(gradients, inputs[site]) for site in gate)]
-    _check_same(needed, backward, "gates with a gradient", "gates in the backward")
+    needed = [gate for gate, own in zip(gates, inputs, strict=True) if _reached(gradients, own)]
+    others = (Counter(gates) - Counter(needed)) & (Counter(backward) - Counter(needed))
+    _check_same([*needed, *others.elements()], backward, "gates with a gradient", "gates in the backward")
 
 
 def _gradients(graph: fx.Graph) -> list[object]:

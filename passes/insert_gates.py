@@ -19,6 +19,7 @@ from ..gate import DECIDE, GATE, HOLD
 from ..site import Site
 from .copying import GraphCopy
 from .dataflow import value_of
+from .input_gates import write_input_gates
 from .memory import sharing_memory, writes
 
 
@@ -32,6 +33,8 @@ class GatedGraph:
         thresholds: that input.
         sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
         gates: for each gate in the graph the indices of its sites.
+        reached: for each gate whether a gradient that reaches what its sites train must have come through it or goes on
+            into it. With the scope ``"input"`` it may end before: what the layer reads may want none.
         trained: the nodes of ``gm`` that hold what any site trains, each once.
     """
 
@@ -39,6 +42,7 @@ class GatedGraph:
     thresholds: fx.Node
     sites: tuple[Site, ...]
     gates: tuple[tuple[int, ...], ...]
+    reached: tuple[bool, ...]
     trained: tuple[fx.Node, ...] = ()
 
 
@@ -53,15 +57,20 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     Terms:
         *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
         from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
-        gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part. Where adapters
+        gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part; ``"input"``
+        gates what the adapted layer reads, see
+        :func:`~skiplora_fx.passes.input_gates.write_input_gates`. Where adapters
         are chained on a layer, the layer scope gates each Δh by its own decision, and the layer while any of them is
         open. Who reads, by whatever name, what an addition in place has written, reads it behind the gate. *held*:
         decisions are taken before the forward. Then each threshold is 0, for open, or infinite, ratios are measured but
         decide nothing, and the thresholds are on the CPU, and so are the decisions.
 
     Raises:
-        InternalError: a checkpoint body does not return a tuple.
+        InternalError: a checkpoint body does not return a tuple, or the scope is ``"input"`` and decisions are not
+            held: whether an input is detached cannot wait for what comes of it.
     """
+    if scope == "input" and not held:
+        raise InternalError("the scope 'input' needs decisions that are taken before the forward")
     copy = GraphCopy.of(gm)
     thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
     writer = _Writer(scope, held)
@@ -70,7 +79,7 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     copy.gm.graph.lint()
     copy.gm.recompile()
     trained = dict.fromkeys(copy.nodes[node] for site in sites for node in site.trained)
-    return GatedGraph(copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(trained))
+    return GatedGraph(copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(writer.reached), tuple(trained))
 
 
 class _Norms(NamedTuple):
@@ -87,21 +96,43 @@ class _Writer:
         self._scope = scope
         self._held = held
         self.gates: list[tuple[int, ...]] = []
+        self.reached: list[bool] = []
 
     def write(self, copy: GraphCopy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
         """Gate ``sites``; return their norms in the same order."""
         norms: list[_Norms] = []
         known: dict[fx.Node, fx.Node] = {}
         opens: dict[int, fx.Node] = {}
+        if self._scope == "input":
+            self._write_input_gates(copy, [site for site in sites if len(site.body) == depth], thresholds)
         for call, group in groupby(sites, key=lambda site: site.body[depth] if len(site.body) > depth else None):
             if call is not None:
                 norms += self._write_body(copy, call, tuple(group), thresholds, depth)
                 continue
             for site in group:
                 norms.append(_write_norms(copy, site, known))
-                opens[site.index] = _write_decision(copy, site, None if self._held else norms[-1], thresholds)
-                self._write_gates(copy, site, opens)
+                if self._scope != "input":
+                    opens[site.index] = self._write_decision(copy, site, norms[-1], thresholds)
+                    self._write_gates(copy, site, opens)
         return norms
+
+    def _write_input_gates(self, copy: GraphCopy, sites: Sequence[Site], thresholds: fx.Node) -> None:
+        with copy.gm.graph.inserting_before(copy.gm.graph.find_nodes(op="placeholder")[-1].next):
+            opens = {site.index: _write_held_decision(copy.gm.graph, site, thresholds) for site in sites}
+        for gate in write_input_gates(copy, sites, opens):
+            self._note_gate(gate.sites, gate.wants_gradient)
+
+    def _note_gate(self, indices: tuple[int, ...], reached: bool = True) -> None:
+        self.gates.append(indices)
+        self.reached.append(reached)
+
+    def _write_decision(self, copy: GraphCopy, site: Site, norms: _Norms, thresholds: fx.Node) -> fx.Node:
+        graph = copy.gm.graph
+        with graph.inserting_before(copy.nodes[site.join]):
+            if self._held:
+                return _write_held_decision(graph, site, thresholds)
+            threshold = _call(graph, operator.getitem, thresholds, site.index)
+            return _call(graph, torch.logical_not, _call(graph, torch.lt, _write_ratio(graph, norms), threshold))
 
     def _write_gates(self, copy: GraphCopy, site: Site, opens: dict[int, fx.Node]) -> None:
         join = copy.nodes[site.join]
@@ -123,7 +154,7 @@ class _Writer:
         join.replace_input_with(delta, gate)
         if delta in written:
             _hand_on(delta, join, join)
-        self.gates.append((site.index,))
+        self._note_gate((site.index,))
 
     def _write_layer_gate(self, graph: fx.Graph, join: fx.Node, indices: tuple[int, ...], opens: list[fx.Node]) -> bool:
         """Gate what ``join`` returns; return whether all that reads it reads the gate itself."""
@@ -132,7 +163,7 @@ class _Writer:
         with graph.inserting_before(gate):
             for other in opens[1:]:
                 gate.update_arg(1, _call(graph, torch.logical_or, gate.args[1], other))
-        self.gates.append(indices)
+        self._note_gate(indices)
         behind = all(_hand_on(written, join, gate) for written in writes(join))
         if behind:
             join.replace_all_uses_with(gate, delete_user_cb=lambda user: user is not gate)
@@ -216,13 +247,8 @@ def _to_float32(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return _call(graph, torch.ops.aten.to.dtype, node, torch.float32)
 
 
-def _write_decision(copy: GraphCopy, site: Site, norms: _Norms | None, thresholds: fx.Node) -> fx.Node:
-    graph = copy.gm.graph
-    with graph.inserting_before(copy.nodes[site.join]):
-        threshold = _call(graph, operator.getitem, thresholds, site.index)
-        if norms is None:
-            return _call(graph, torch.eq, threshold, 0)
-        return _call(graph, torch.logical_not, _call(graph, torch.lt, _write_ratio(graph, norms), threshold))
+def _write_held_decision(graph: fx.Graph, site: Site, thresholds: fx.Node) -> fx.Node:
+    return _call(graph, torch.eq, _call(graph, operator.getitem, thresholds, site.index), 0)
 
 
 def _add_input(graph: fx.Graph, name: str) -> fx.Node:

@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch import fx
 
-from .._torch_compat import stable_topological_sort
+from .._torch_compat import FORCE_STRIDE_ORDER, stable_topological_sort
 from ..gate import EVALUATE_CONDITIONS
 from . import operators
 from .branches import build_branches, carried_conditions
@@ -52,6 +52,8 @@ class _Rewrite:
         self._evaluated = self._evaluate()
         self._sizes = Sizes(graph)
         self._results: dict[fx.Node, fx.Node] = {}
+        self._kept: dict[fx.Node, fx.Node] = {}
+        self._inside = {node for region in found.regions for node in region.nodes}
 
     def run(self) -> None:
         for number, region in enumerate(self._found.regions):
@@ -90,13 +92,14 @@ class _Rewrite:
             self._hang(f"skiplora_region_{number}_true", branches.true),
             self._hang(f"skiplora_region_{number}_false", branches.false),
         ]
+        operands = tuple(self._with_strides(operand) for operand in branches.operands)
         with self._graph.inserting_before(region.nodes[-1]):
             predicate = self._graph.call_function(
                 torch.ops.aten.select.int, (self._evaluated, 0, self._indices[region.condition])
             )
             predicate.meta["val"] = self._evaluated.meta["val"][0]
             true, false = (self._graph.get_attr(name) for name in names)
-            cond = self._graph.call_function(_COND, (predicate, true, false, branches.operands))
+            cond = self._graph.call_function(_COND, (predicate, true, false, operands))
             cond.meta["val"] = tuple(node.meta["val"] for node in region.outputs)
             for position, node in enumerate(region.outputs):
                 result = self._graph.call_function(operator.getitem, (cond, position))
@@ -115,6 +118,21 @@ class _Rewrite:
             )
         part.meta["val"] = self._evaluated.meta["val"][start : start + len(block)]
         return part
+
+    def _with_strides(self, operand: fx.Node) -> fx.Node:
+        """Return an operand with the strides that it was traced with: of a copy Inductor would choose others.
+
+        A branch is compiled for those, and nothing else holds Inductor to them.
+        """
+        if operators.name_of(operand) != "aten.clone" or operand in self._inside:
+            return operand
+        if operand not in self._kept:
+            with self._graph.inserting_after(operand):
+                strides = self._sizes.of(operand.meta["val"].stride())
+                kept = self._graph.call_function(FORCE_STRIDE_ORDER, (operand, strides))
+            kept.meta = dict(operand.meta)
+            self._kept[operand] = kept
+        return self._kept[operand]
 
     def _symbol(self, symbol: sympy.Symbol) -> fx.Node:
         with self._graph.inserting_after(self._evaluated):

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters as dynamo_counters  # the only count of graphs and recompiles
 from torch._guards import detect_fake_mode
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # how Inductor takes a pass
+from torch._inductor.inductor_prims import force_stride_order as FORCE_STRIDE_ORDER  # aten has none that is no copy
 from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
 from torch._logging import trace_structured  # artifacts for tlparse
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # what meta["val"] holds
@@ -31,6 +32,7 @@ from torch.utils import _pytree as pytree  # the only flattening that gives the 
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "FORCE_STRIDE_ORDER",
     "CustomGraphPass",
     "FakeTensor",
     "LazyGraphModule",

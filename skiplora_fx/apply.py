@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ._torch_compat import fake_propagate, flatten_inputs, has_pytree_inputs, is_compiled_wrapper
 from .config import SkipLoraConfig
-from .eager import CALLS, GateRuntime
+from .eager import CALLS, INPUT_CALLS, GateRuntime
 from .eager_costs import eager_costs
 from .errors import ConfigError, UsageError, reason_of
 from .gated_module import GatedModule
@@ -81,8 +81,11 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     flops = eager_costs(pipeline) if counts else None
     runtime = GateRuntime([Slot.of(site, carried) for site in findings.sites], config, flops)
     others_trained = [name for name, parameter in lifted.items() if parameter.trained]
-    gm = attach_runtime(pipeline.gated, runtime, CALLS, original.graph, others_trained)
-    insert_truncations(gm, lifted, CALLS.gate, CALLS.truncate)
+    if config.scope == "input":  # autograd itself runs nothing for what is detached
+        gm = attach_runtime(pipeline.gated, runtime, INPUT_CALLS, original.graph, others_trained)
+    else:
+        gm = attach_runtime(pipeline.gated, runtime, CALLS, original.graph, others_trained)
+        insert_truncations(gm, lifted, CALLS.gate, CALLS.truncate)
     gated = GatedModule(gm, gm.graph)
     gated.meta = gm.meta
     gated.train(original.training)

@@ -72,7 +72,8 @@ class Attachment:
             self.log.note(max(self.clock.steps - 1, 0), numbers)
 
     def grad_norm(self) -> float:
-        """Return the L2 norm of the gradients at the last step over all sites that were open in it.
+        """Return the L2 norm of the gradients at the last step over all sites that were open in it, or, with
+        ``scope="input"``, over all.
 
         NaN if it is not measured: it is where there is a log, or a policy that needs it.
         """
@@ -187,7 +188,7 @@ def _look_at_gradients(attachment: Attachment) -> None:
     drop_gradients([site for controller in dropping for site in controller.sites()])
     if measuring:
         sites = [site for controller in measuring for site in controller.sites()]
-        attachment._measured = [site for site in sites if site.opens_in_step]
+        attachment._measured = [site for site in sites if site.has_gradient]
         if any(is_sharded(parameter) for site in sites for parameter in site.parameters()):
             measure_shards(attachment._measured, attachment._shared)
         else:
@@ -210,13 +211,13 @@ def _leave_to_log(log: StepLog, clock: StepClock, sites: Sequence[LiveSite]) -> 
         for site in sites
         if site.backwards_in_step
     ]
-    open_sites = [site for site in sites if site.opens_in_step]
+    measured = [site for site in sites if site.has_gradient]
     step = clock.steps
     policy = next((type(site.controller.policy).__name__ for site in sites), None)
 
     def write() -> None:
         seconds, clock.backward_seconds = clock.backward_seconds, 0.0
-        log.step(step, rows, policy=policy, grad_norm=total_norm(open_sites), backward_seconds=seconds)
+        log.step(step, rows, policy=policy, grad_norm=total_norm(measured), backward_seconds=seconds)
 
     leave_to_read(write)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -110,7 +110,7 @@ def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
 
 
 def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence[Any], root: nn.Module | None) -> None:
-    """Raise if a glob of the thresholds matches no site.
+    """Raise if a glob of the options matches no site.
 
     Where other graphs may hold other sites, a glob is taken to be right if it matches a module in which
     something trains.
@@ -118,7 +118,7 @@ def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence
     model = _enclosing_module(root) if root is not None else None
     if model is not None:
         learn_home(model)
-    if not isinstance(config.threshold, Mapping):
+    if not config.globs():
         return
     names = [name_of(inputs[slot.position], slot) for slot in slots]
     if model is not None and (model is not root or not _holds_all_trained(model, inputs)):

@@ -17,6 +17,7 @@ from typing import Any
 from tabulate import tabulate
 
 from . import __version__
+from .config import CHOICES, scope_options
 from .errors import FileError, SkipLoraError
 from .nothing_found import NoLoRAWarning
 from .passes import PIPELINE
@@ -105,7 +106,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_count, default=1, help="sequences, or images, in a batch")
     parser.add_argument("--length", type=_count, default=512, help="tokens in a sequence")
     parser.add_argument("--dtype", default="bfloat16", help="of the frozen weights")
-    parser.add_argument("--scope", choices=("adapter", "layer"), default="adapter", help="what a shut gate detaches")
+    parser.add_argument("--scope", choices=CHOICES["scope"], default="adapter", help="what a shut gate detaches")
     parser.add_argument("--device", default="meta", help="cpu or cuda for a model that cannot be traced on meta")
 
 
@@ -142,7 +143,7 @@ def _explain(arguments: argparse.Namespace) -> str:
     from .explain import explain
 
     model, batch = _lora_model(arguments, arguments.model)
-    found = explain(model, **batch, options={"scope": arguments.scope})
+    found = explain(model, **batch, options=scope_options(arguments.scope))
     return found.to_json() if arguments.json else str(found)
 
 

@@ -15,7 +15,7 @@ from .policy import make_policy
 from .ranks import several
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "scope": ("adapter", "layer"),
+    "scope": ("adapter", "layer", "input"),
     "decision": ("current", "previous"),
     "skipped_grad": ("zero", "none"),
     "sync": ("mean", "none"),
@@ -34,10 +34,14 @@ class SkipLoraConfig:
         threshold: τ, at least 0. A gate is open when ``M >= τ``: 0 keeps it open, ``inf`` keeps it shut.
             A float for all sites, or ``{glob over site names: float}`` of which the first match wins; a
             site that no glob matches is never skipped.
-        scope: what a shut gate detaches: ``"adapter"`` Δh, ``"layer"`` the whole adapted layer h + Δh.
+        scope: what a shut gate detaches: ``"adapter"`` Δh, ``"layer"`` the whole adapted layer h + Δh, ``"input"`` what
+            the adapted layer reads: its adapter trains all the same, and no gradient goes down through the layer. That
+            needs ``decision="previous"``.
         policy: who decides: a name of :data:`~skiplora_fx.policy.POLICIES`, or an object with a method ``decide``, see
             :class:`~skiplora_fx.policy.Policy`. ``"threshold"`` is the paper's rule. An object serves one model.
         policy_kwargs: options of a policy that is given by name.
+        only: globs over site names. The policy sees and shuts only sites that one of them matches; the others are open.
+            Empty for all sites.
         warmup_steps: steps for which every gate stays open, counted from the first. With B = 0 at
             initialisation every M is 0, so without a warm-up no adapter would ever begin to learn.
         probe_every: after the warm-up every gate is open for one step in this many, so that an adapter
@@ -68,6 +72,7 @@ class SkipLoraConfig:
     scope: str = "adapter"
     policy: Any = "threshold"
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
     warmup_steps: int = 100
     probe_every: int = 50
     min_active: int = 0
@@ -81,8 +86,10 @@ class SkipLoraConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", _checked_thresholds(self.threshold))
         object.__setattr__(self, "disable_passes", _checked_passes(self.disable_passes))
+        object.__setattr__(self, "only", _checked_globs("only", self.only))
         for name in CHOICES:
             _check_choice(name, getattr(self, name))
+        _check_input_scope(self)
         for name in ("warmup_steps", "probe_every", "min_active"):
             _check_count(name, getattr(self, name))
         if not isinstance(self.strict, bool):
@@ -111,11 +118,23 @@ class SkipLoraConfig:
             return self.threshold
         return next((value for glob, value in self.threshold.items() if fnmatch.fnmatchcase(name, glob)), 0.0)
 
+    def may_shut(self, name: str) -> bool:
+        """Return whether ``only`` leaves the site called ``name`` to the policy."""
+        return not self.only or any(fnmatch.fnmatchcase(name, glob) for glob in self.only)
+
     def check_globs(self, names: Iterable[str]) -> None:
-        """Raise if a glob of ``threshold`` matches none of the site ``names``."""
-        if isinstance(self.threshold, Mapping):
-            for glob in self.threshold:
-                match_sites(glob, names)
+        """Raise if a glob of ``threshold`` or ``only`` matches none of the site ``names``."""
+        for glob in self.globs():
+            match_sites(glob, names)
+
+    def globs(self) -> tuple[str, ...]:
+        """Return all globs over site names."""
+        return (*(self.threshold if isinstance(self.threshold, Mapping) else ()), *self.only)
+
+
+def scope_options(scope: str) -> dict[str, Any]:
+    """Return the options of a scope, with the decision that it needs."""
+    return {"scope": scope, "decision": "previous"} if scope == "input" else {"scope": scope}
 
 
 def match_sites(glob: str, names: Iterable[str]) -> list[str]:
@@ -157,6 +176,16 @@ def _checked_thresholds(value: object) -> float | dict[str, float]:
     return {glob: checked_threshold(tau, f"threshold[{glob!r}]") for glob, tau in value.items()}
 
 
+def _checked_globs(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a list of globs over site names, got {value!r}")
+    globs = tuple(value)
+    for glob in globs:
+        if not isinstance(glob, str):
+            raise ConfigError(f"{name} must be a list of globs over site names, and holds {glob!r}")
+    return globs
+
+
 def _checked_passes(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ConfigError(f"disable_passes must be a list of pass names, got {value!r}")
@@ -173,6 +202,21 @@ def _check_choice(name: str, value: object) -> None:
     allowed = CHOICES[name]
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _check_input_scope(config: SkipLoraConfig) -> None:
+    if config.scope != "input":
+        return
+    if config.decision != "previous":
+        raise ConfigError(
+            "scope='input' needs decision='previous': whether a layer's input is detached has to be known before the "
+            f"layer runs, and decision={config.decision!r} waits for the M that comes of it. Add decision='previous'."
+        )
+    if config.skipped_grad == "none":
+        raise ConfigError(
+            "skipped_grad='none' drops the gradients of what a shut gate keeps from training, and with scope='input' "
+            "every adapter trains. Leave skipped_grad out, or choose another scope."
+        )
 
 
 def _check_count(name: str, value: object) -> None:

@@ -19,7 +19,7 @@ from .config import SkipLoraConfig
 from .errors import ConfigError, UsageError, reason_of
 from .live_site import LiveSite
 from .model_graphs import FlopsOf, ModelGraphs
-from .policy import OPEN, SHUT, MinActive, Observation, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
+from .policy import OPEN, SHUT, MinActive, Observation, Only, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
 from .policy.wrappers import Wrapper
 from .ranks import several
 from .saved_state import SavedController
@@ -41,7 +41,8 @@ class Controller:
     def __init__(self, config: SkipLoraConfig, flush: Callable[[], None], model: nn.Module | None = None) -> None:
         self.config = config
         self.policy = make_policy(config.policy, config.policy_kwargs)
-        self._said = _Said(self.policy)
+        answering = _Answering(self.policy)
+        self._said = _Said(Only(answering, config.only) if config.only else answering)
         self._asked = _wrapped(self._said, config)
         self._flush = flush
         self._model: Callable[[], nn.Module | None] = weakref.ref(model) if model is not None else lambda: None
@@ -102,6 +103,8 @@ class Controller:
 
     def shown_threshold(self, site: LiveSite) -> float:
         """Return τ as the policy gives it, without warm-up and probing."""
+        if not self.config.may_shut(site.name):
+            return OPEN
         return site.threshold if isinstance(self.policy, Threshold) else self._shown.get(site, site.threshold)
 
     def _decide(self, step: int) -> None:
@@ -212,13 +215,21 @@ class Controller:
 
 
 @dataclass(eq=False)
+class _Answering(Wrapper):
+    """Refuses what is no answer of the policy."""
+
+    def decide(self, observation: Observation) -> Sequence[float]:
+        return _checked(self.inner, self.inner.decide(observation), observation.sites)
+
+
+@dataclass(eq=False)
 class _Said(Wrapper):
-    """Remembers what the policy said, before anything around it has its way, and refuses what is no answer."""
+    """Remembers what the policy said, before warm-up and probing have their way."""
 
     thresholds: Sequence[float] = ()
 
     def decide(self, observation: Observation) -> Sequence[float]:
-        self.thresholds = _checked(self.inner, self.inner.decide(observation), observation.sites)
+        self.thresholds = self.inner.decide(observation)
         return self.thresholds
 
 

@@ -37,6 +37,7 @@ class GateRuntime(nn.Module):
         slots: the sites.
         held: whether decisions are taken before the forward.
         truncates: whether a truncation may stop a gradient in this call.
+        counts: whether the backward of the forward that is running is one to be counted.
     """
 
     seen: Tensor
@@ -51,6 +52,7 @@ class GateRuntime(nn.Module):
         self._binding: Binding | None = None
         self._forward: Forward | None = None
         self.truncates = True
+        self.counts = False
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self._register()
 
@@ -92,6 +94,18 @@ class GateRuntime(nn.Module):
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
         self.truncates = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs))
         return binding.thresholds(self.training)
+
+    def begin_decided(self, trained: Sequence[Tensor]) -> Tensor:
+        """Start a forward whose gates ask for no decision later; return the thresholds, on the CPU."""
+        binding = self.bind(trained)
+        recompute = binding.is_recomputed()
+        self.counts = self.training and torch.is_grad_enabled() and not recompute
+        return binding.first_thresholds() if recompute else binding.thresholds(self.training)
+
+    def end_decided(self, ratios: Tensor, opens: Tensor, result: Any) -> None:
+        """End such a forward: the first backward through ``result`` counts as a step."""
+        if self.counts:
+            self.binding.count_backward_of(tree_leaves(result), ratios, opens)
 
     def current(self) -> Forward | None:
         """Return the forward that is running, if it may have a backward that counts."""
@@ -137,6 +151,30 @@ def skiplora_thresholds(runtime: GateRuntime, trained: Sequence[Tensor], inputs:
     return runtime.begin(trained, inputs)
 
 
+def skiplora_decided_thresholds(runtime: GateRuntime, trained: Sequence[Tensor], inputs: Sequence[Any]) -> Tensor:
+    """Start a forward of the scope ``"input"``; return its thresholds, float32 ``[n]``, on the CPU."""
+    if torch.compiler.is_compiling():
+        return skiplora_thresholds(runtime, trained, inputs)
+    return runtime.begin_decided(trained)
+
+
+def skiplora_input_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], written: bool) -> Tensor:
+    """Return ``x`` if ``open``, else ``x.detach()``: products whose gradient nobody wants are then not run.
+
+    Under torch.compile a shut gate gives zeros in the backward.
+
+    Args:
+        runtime: of the graph.
+        x: what a layer reads.
+        open: the decision, 0-d bool on the CPU.
+        sites: whose gate this is.
+        written: whether anybody writes into what this returns.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.skiplora.gate(x, open, sites)
+    return x if bool(open) else x.detach()
+
+
 def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence[int], written: bool) -> Tensor:
     """Return ``x``; its gradient passes if any of ``sites`` is open, and there is none if not.
 
@@ -176,7 +214,20 @@ def skiplora_record(runtime: GateRuntime, ratios: Tensor, opens: Tensor) -> None
         torch.ops.skiplora.record(runtime.seen, ratios, opens, runtime.handle)
 
 
+@has_side_effect
+def skiplora_record_decided(runtime: GateRuntime, ratios: Tensor, opens: Tensor, result: Any) -> None:
+    """End a forward of the scope ``"input"``, whose ``result`` has the backward that counts."""
+    if torch.compiler.is_compiling():
+        skiplora_record(runtime, ratios, opens)
+    else:
+        runtime.end_decided(ratios, opens, result)
+
+
 CALLS = RuntimeCalls(skiplora_thresholds, skiplora_gate, skiplora_truncate, skiplora_record)
+INPUT_CALLS = RuntimeCalls(
+    skiplora_decided_thresholds, skiplora_input_gate, skiplora_truncate, skiplora_record_decided, shows_result=True
+)
+"""Those of the scope ``"input"``: what is decided before the forward needs no hook in the backward."""
 
 torch.library.define(
     "skiplora::thresholds_of", "(Tensor[] trained, int runtime, int sites, bool held, bool training) -> Tensor"

@@ -23,6 +23,7 @@ from .passes.dataflow import value_of
 from .passes.flops import Flops, flops
 from .passes.liveness import is_gate
 from .policy import SiteHistory
+from .policy.wrappers import CostsOfSome
 from .registry import learn_names, name_of
 from .site import Findings, Rejection, Site
 
@@ -138,8 +139,8 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
         model: an ``nn.Module`` with its adapters, or a ``torch.export.ExportedProgram`` of one.
         args, kwargs: what it is called with. A keyword of its own that is called ``options`` has to be bound before,
             in a module around it.
-        options: as in ``model.compile(backend="skiplora", options=...)``; ``scope`` matters here, and of a policy
-            given by name its ``policy_kwargs``.
+        options: as in ``model.compile(backend="skiplora", options=...)``; ``scope`` and ``only`` matter here, and of
+            a policy given by name its ``policy_kwargs``.
 
     Raises:
         UsageError: not a module, the model does not run on these inputs, or torch cannot compile it.
@@ -148,9 +149,9 @@ def explain(model: Any, *args: Any, options: dict[str, Any] | None = None, **kwa
     config = SkipLoraConfig.from_options(options)
     model = module_of(model, "explain")
     learn_names(model)
-    recorder = _Recorder(config.scope, model)
+    recorder = _Recorder(config, model)
     capture(model, recorder, args, kwargs, recorder.note_break, "explain(model, *args, **kwargs)")
-    return recorder.explanation(config)
+    return recorder.explanation()
 
 
 @dataclass
@@ -209,8 +210,8 @@ def _masks(sites: int) -> dict[str, list[bool]]:
 class _Recorder:
     """A backend that runs the passes on each graph, keeps what they say, and runs the forward as it is."""
 
-    def __init__(self, scope: str, model: nn.Module) -> None:
-        self._scope = scope
+    def __init__(self, config: SkipLoraConfig, model: nn.Module) -> None:
+        self._config = config
         self._model = model
         self._paths = {module: path for path, module in model.named_modules()}
         self._graphs: list[_Recorded] = []
@@ -219,7 +220,7 @@ class _Recorder:
         self._read: dict[int, bool] = {}
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        pipeline = Pipeline(self._scope)
+        pipeline = Pipeline(self._config.scope, held=self._config.decision == "previous")
         findings = self._named_from_outside(pipeline.rewrite_dynamo(gm), traced_module(gm))
         recorded = _Recorded(findings)
         run = self._compile(pipeline, recorded, gm, inputs)
@@ -238,11 +239,14 @@ class _Recorder:
         """Note a graph break by Dynamo's message, a page of which the first line names it and the second explains."""
         self._breaks.append(Break(_plain(message), place))
 
-    def explanation(self, config: SkipLoraConfig) -> Explanation:
+    def explanation(self) -> Explanation:
         """Return what was found; what policies can do is over the sites of all calls, in the order of the forward."""
+        config = self._config
         calls = self._training_calls()
         sites = [site for call in calls for site in call.histories()]
         costs = ModelCosts(tuple((call.graph.counted, tuple(call.places)) for call in calls), len(sites))
+        chosen = [place for place, site in enumerate(sites) if config.may_shut(site.name)]
+        some = CostsOfSome(costs, chosen, len(sites))
         return Explanation(
             graphs=tuple(call.explained(costs) for call in calls),
             captured=len(self._graphs),
@@ -250,7 +254,7 @@ class _Recorder:
             outside=self._outside(),
             scope=config.scope,
             masks={name: share_left_out([mask], costs) for name, mask in _masks(len(sites)).items()},
-            best_cases=best_cases(sites, costs, {config.policy: config.policy_kwargs}),
+            best_cases=best_cases([sites[place] for place in chosen], some, {config.policy: config.policy_kwargs}),
         )
 
     def _training_calls(self) -> list[_Call]:
@@ -310,7 +314,8 @@ class _Recorder:
 
         if pipeline.gated is None:
             return compile_ahead(gm, inputs, partitioned)
-        thresholds = torch.zeros(sites, device=device_of_what_trains(inputs))
+        device = torch.device("cpu") if pipeline.held else device_of_what_trains(inputs)
+        thresholds = torch.zeros(sites, device=device)
         compiled = compile_ahead(pipeline.gated.gm, [*inputs, static_fake(thresholds, inputs)], partitioned)
         return lambda *args: list(compiled(*args, thresholds))[:-2]
 

@@ -135,6 +135,11 @@ class LiveSite:
     _seen: Seen = field(default_factory=Seen)
 
     @property
+    def has_gradient(self) -> bool:
+        """Whether its gate let a gradient into ``.grad`` since the last step; the scope ``"input"`` stops none."""
+        return bool(self.backwards_in_step if self.controller.config.scope == "input" else self.opens_in_step)
+
+    @property
     def id(self) -> str:
         """What a policy and a checkpoint call it."""
         return site_id(self.name, self.slot.adapter)

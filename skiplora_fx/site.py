@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import fx
+
+
+class Read(NamedTuple):
+    """One place in a graph where ``reader`` takes ``source`` as an operand."""
+
+    reader: fx.Node
+    source: fx.Node
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Site:
         key_depth: how many trailing parts the key's parameter path has beyond ``name``; 0 if the path is unknown.
         rank: r.
         kind: the branch's contractions, such as ``"linear→linear"`` or ``"composed linear"``.
+        reads: where the branch reads the adapted layer's input.
+        layer_reads: where the frozen layers that make h read the same.
         body: names of the nodes whose bodies lead from the root graph to the graph of ``join``: empty for
             the root graph itself, else calls of activation checkpoints.
     """
@@ -47,6 +57,8 @@ class Site:
     key_depth: int
     rank: int
     kind: str
+    reads: tuple[Read, ...] = ()
+    layer_reads: tuple[Read, ...] = ()
     body: tuple[str, ...] = ()
 
     def __str__(self) -> str:

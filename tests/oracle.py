@@ -34,6 +34,8 @@ def detached(model: nn.Module, scope: str, mask: Mask) -> Iterator[None]:
 
 
 def _hook(layer: LoraLayer, scope: str) -> list[Any]:
+    if scope == "input":
+        return [layer.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(), *inputs[1:]))]
     if scope == "layer":
         return [layer.register_forward_hook(_detach)]
     return [layer.lora_B[adapter].register_forward_hook(_detach) for adapter in layer.active_adapters]

@@ -42,7 +42,7 @@ def test_thresholds_that_are_allowed(value: float) -> None:
         ({"threshold": {}}, "threshold is an empty dict: give a number, or {glob over site names: number}"),
         ({"threshold": {3: 0.1}}, "threshold keys must be globs over site names, got 3"),
         ({"threshold": {"*": -2}}, "threshold['*'] must be a number >= 0 (0 never skips, inf always), got -2"),
-        ({"scope": "block"}, "scope must be one of 'adapter', 'layer', got 'block'"),
+        ({"scope": "block"}, "scope must be one of 'adapter', 'layer', 'input', got 'block'"),
         ({"policy": "none"}, "policy must be one of"),
         ({"decision": "next"}, "decision must be one of"),
         ({"skipped_grad": "nan"}, "skipped_grad must be one of"),
@@ -73,7 +73,21 @@ def test_a_choice_lists_what_is_allowed(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         made(**{name: "?"})
     assert all(repr(word) in str(error.value) for word in CHOICES[name])
-    assert all(getattr(made(**{name: word}), name) == word for word in CHOICES[name])
+    needed = {"input": {"decision": "previous"}}
+    assert all(getattr(made(**{name: word}, **needed.get(word, {})), name) == word for word in CHOICES[name])
+
+
+def test_the_input_scope_says_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match="Add decision='previous'"):
+        made(scope="input")
+    with pytest.raises(ConfigError, match="Leave skipped_grad out"):
+        made(scope="input", decision="previous", skipped_grad="none")
+
+
+@pytest.mark.parametrize("only", ["*.q_proj", 1, [1]])
+def test_only_is_a_list_of_globs(only: Any) -> None:
+    with pytest.raises(ConfigError, match="only must be a list of globs"):
+        made(only=only)
 
 
 @pytest.mark.parametrize(

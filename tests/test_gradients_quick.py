@@ -86,13 +86,13 @@ def assert_same_gradients(found: oracle.Gradients, expected: oracle.Gradients) -
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-11 * largest, msg=lambda m, n=name: n + m)
 
 
-@pytest.mark.parametrize("scope", ["adapter", "layer"])
+@pytest.mark.parametrize("scope", ["adapter", "layer", "input"])
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_equal_those_of_detach(name: str, scope: str) -> None:
     case = CASES[name]
     eager, compiled, inputs = case.fresh(), case.fresh(), case.inputs()
     sites = list(oracle.adapted_layers(eager))
-    backend = QuickBackend(scope)
+    backend = QuickBackend(scope, held=scope == "input")
     compiled.compile(backend=backend)
     half = len(sites) // 2
 
@@ -111,7 +111,8 @@ def test_gradients_equal_those_of_detach(name: str, scope: str) -> None:
         assert backend.only.decisions(sites) == mask
 
     check()
-    assert backend.only.garbage > 0, "nothing is skipped without memory that nobody reads"
+    lowest = scope == "input" and name == "Llama upper layer"  # nothing below wants a gradient, so nothing is skipped
+    assert lowest or backend.only.garbage > 0, "nothing is skipped without memory that nobody reads"
 
 
 @pytest.mark.parametrize("scope", ["adapter", "layer"])

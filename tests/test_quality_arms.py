@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from quality_parts.arms import ARMS, Arm
-from quality_parts.near import near, near_mask
-from quality_parts.timing import MOST_MASKS, Sample, chosen_masks, kind_of, summary
-from quality_parts.training import Drift, Run, Trainer, _rate
+from quality_parts.timing import MOST_MASKS, Sample, chosen_masks, summary
+from quality_parts.training import Drift, Run, Trainer, _rate, block_number
 from quality_parts.trials import Schedule, Stairs
 from quality_task import SETTINGS, tiny_task
 
@@ -54,38 +53,27 @@ def test_a_run_can_be_repeated(trainer: Trainer) -> None:
     assert trainer.run("random", ARMS["random"], 1.0, seed=1) == first
 
 
-def test_near_steps_take_turns_after_the_warm_up(trainer: Trainer) -> None:
-    run = trainer.run("near", ARMS["near"], 1.0, seed=0)
-    whole, close = "1" * len(run.sites), near_mask(near(), run.sites)
-    assert [run.masks[index] for index in run.schedule] == [whole] * 3 + [close, whole, close, whole, close]
-    assert {name.split(".")[-1] for name, sign in zip(run.sites, close, strict=True) if sign == "i"} == {
-        "query",
-        "key",
-        "value",
-        "dense",  # of intermediate
-    }
-    assert close.count("i") == 4 * 6
-    assert kind_of(ARMS["near"], close, run.sites, SETTINGS).near == near()
-    assert kind_of(ARMS["near"], whole, run.sites, SETTINGS).near == ()
-
-
-def test_in_a_near_step_all_adapters_train_and_only_the_residual_stream_goes_down(trainer: Trainer) -> None:
-    batch = tuple(column[: SETTINGS.batch] for column in trainer.task.train)
-    trainer.task.reset(0)
-    gradients = []
-    for run in (trainer.near_program(near()), trainer.task.loss):
-        for parameter in trainer.task.trained():
-            parameter.grad = None
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
-        run(*batch).backward()
-        gradients.append([parameter.grad.clone() for parameter in trainer.task.trained()])
-    close, whole = gradients
-    assert all(bool(gradient.any()) for gradient in close)
-    same = [float((one - other).norm() / other.norm()) < 1e-3 for one, other in zip(close, whole, strict=True)]
-    names = [name for name, parameter in trainer.task.loss.named_parameters() if parameter.requires_grad]
-    top = [name for name, alike in zip(names, same, strict=True) if alike]
-    assert all(".5." in name or "encoder" not in name for name in top)
-    assert any(".5.output" in name for name in top)
+@pytest.mark.parametrize(
+    ("arm", "shut"),
+    [
+        ("near", ["", "", "", "012345", "", "012345", "", "012345"]),
+        ("near-halves", ["", "", "345", "012", "345", "012", "345", "012"]),
+        ("near-high", ["", ""] + ["345"] * 6),
+        ("near-high-2", ["", "", "", "345", "", "345", "", "345"]),
+        ("near-most", ["", ""] + ["2345"] * 6),
+        ("near-all", ["", ""] + ["012345"] * 6),
+    ],
+)
+def test_near_arms_detach_inputs_in_some_blocks(trainer: Trainer, arm: str, shut: list[str]) -> None:
+    run = trainer.run(arm, ARMS[arm], 1.0, seed=0)
+    found = []
+    for index in run.schedule:
+        closed = [name for name, sign in zip(run.sites, run.masks[index], strict=True) if sign == "0"]
+        assert all(name.endswith(("query", "key", "value", "intermediate.dense")) for name in closed)
+        numbers = [block_number(name) for name in closed]
+        assert all(numbers.count(number) == 4 for number in numbers)
+        found.append("".join(map(str, dict.fromkeys(numbers))))
+    assert found == shut
 
 
 def test_what_is_frozen_does_not_move(trainer: Trainer) -> None:

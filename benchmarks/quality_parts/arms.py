@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from skiplora_fx.policy import (
     Budget,
+    CyclicBlocks,
     Freeze,
     Multirate,
+    Only,
     Policy,
     Prefix,
     Progressive,
@@ -18,9 +20,8 @@ from skiplora_fx.policy import (
     Threshold,
 )
 
-from .near import Pattern, near
 from .settings import Settings
-from .trials import Schedule, Stairs
+from .trials import Schedule, Stairs, UpperBlocks
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Arm:
         anneals: whether each block's learning rate falls to 0 at the step at which a growing depth reaches it
             (FreezeOut, Brock et al. 2017); of an arm whose policy is a :class:`Schedule`.
         drift: share of their last mean update by which parameters move in a step in which they rest.
-        near: layers whose inputs are detached, in steps that take turns after the warm-up. Gates have no part in it.
+        threshold: τ; None for that of the settings.
     """
 
     what: str
@@ -66,7 +67,7 @@ class Arm:
     gated_warmup: bool = True
     drift: float = 0.0
     anneals: bool = False
-    near: Sequence[Pattern] = ()
+    threshold: float | None = None
 
     def options(self, plan: Plan, settings: Settings) -> dict[str, Any]:
         """Return the options of ``skiplora_fx.apply``."""
@@ -74,7 +75,7 @@ class Arm:
             "policy": self.policy(plan),
             "scope": self.scope,
             "decision": self.decision,
-            "threshold": settings.threshold,
+            "threshold": settings.threshold if self.threshold is None else self.threshold,
             "warmup_steps": plan.warmup * self.micro if self.gated_warmup else 0,
             "probe_every": self.probe_every,
         }
@@ -86,6 +87,15 @@ _DEPTHS = 5
 
 def _open(plan: Plan) -> Policy:
     return Freeze(share=0.0)
+
+
+INNER = ("*.[qkv]_proj", "*.gate_proj", "*.up_proj", "*.query", "*.key", "*.value", "*.intermediate.dense")
+"""Globs over layers that read the residual stream, and do not write into it."""
+
+
+def _near(what: str, policy: Policy) -> Arm:
+    """Return an arm that detaches inputs of inner layers, which keeps gradients to the residual stream."""
+    return Arm(what, lambda plan: Only(policy, INNER), scope="input")
 
 
 ARMS: Mapping[str, Arm] = {
@@ -127,9 +137,22 @@ ARMS: Mapping[str, Arm] = {
         lambda plan: Multirate(share=0.5, every=4),
         drift=0.5,
     ),
-    "near": Arm("in every other step gradients go down by the residual stream alone", _open, near=((), near())),
-    "near-4": Arm("near in three of four steps", _open, near=((), near(), near(), near())),
-    "near-halves": Arm("near in the lower and the upper half by turns", _open, near=(near(high=0.5), near(low=0.5))),
-    "near-high": Arm("near in the upper half, always", _open, near=(near(low=0.5),)),
+    "threshold-0.7": Arm(
+        "M < 0.7, adapters", lambda plan: Threshold(), decision="current", probe_every=20, threshold=0.7
+    ),
+    "threshold-layer-0.7": Arm(
+        "M < 0.7, whole layers",
+        lambda plan: Threshold(),
+        scope="layer",
+        decision="current",
+        probe_every=20,
+        threshold=0.7,
+    ),
+    "near": _near("in every other step gradients go down by the residual stream alone", Multirate(share=1.0, every=2)),
+    "near-halves": _near("near in the upper and the lower half by turns", CyclicBlocks(share=0.5)),
+    "near-high": _near("near in the upper half, always", UpperBlocks(share=0.5)),
+    "near-high-2": _near("near in the upper half, in every other step", UpperBlocks(share=0.5, every=2)),
+    "near-most": _near("near in the upper three quarters, always", UpperBlocks(share=0.75)),
+    "near-all": _near("near everywhere, always", UpperBlocks(share=1.0)),
 }
 """Every arm, by name. From ``micro`` on they are trials."""

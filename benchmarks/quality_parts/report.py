@@ -65,12 +65,14 @@ def _said(value: Estimate, form: str) -> str:
 
 def draw(found: Sequence[Point], path: Path) -> None:
     """Draw the scores against measured time, each arm a line over its lengths, with standard errors."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    arms = list(dict.fromkeys(point.arm for point in found))
     for place, score in enumerate(SCORES):
         axes = figure.add_subplot(1, len(SCORES), place + 1)
-        for number, arm in enumerate(dict.fromkeys(point.arm for point in found)):
+        for number, arm in enumerate(arms):
             mine = [point for point in found if point.arm == arm]
             axes.errorbar(
                 [point.time for point in mine],
@@ -78,10 +80,10 @@ def draw(found: Sequence[Point], path: Path) -> None:
                 yerr=[point.scores[score].error for point in mine],
                 label=arm,
                 marker="osv^<>DPX*"[number % 10],
-                color="black" if arm == "full" else f"C{number % 10}",
+                color="black" if arm == "full" else colormaps["turbo"](number / len(arms)),
                 capsize=2,
             )
         axes.set_xlabel("measured time, full LoRA = 1")
         axes.set_ylabel(f"test {score}")
-    figure.axes[-1].legend(fontsize="small")
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)

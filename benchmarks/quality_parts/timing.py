@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import skiplora_fx
+from skiplora_fx.config import scope_options
 
 from .arms import ARMS, Arm
-from .near import Pattern, near_mask
 from .settings import Settings
 from .store import Store
 from .tasks import Rows, Task
-from .training import Run, Trainer
+from .training import Run
 
 MOST_MASKS = 10
 """Of an arm with more different masks than this, so many are timed, evenly drawn from its schedule."""
@@ -31,7 +31,6 @@ class Kind(NamedTuple):
 
     scope: str
     rows: int
-    near: Pattern = ()
 
 
 class Sample(NamedTuple):
@@ -62,26 +61,25 @@ class Runner:
         return Sample(end - start, end - middle)
 
     def force(self, mask: str, names: Sequence[str]) -> None:
-        """Have gates open where ``mask`` has a 1; where it has an ``i`` the model was compiled for it."""
-        if "i" in mask:
-            return
+        """Have gates open where ``mask`` has a 1."""
         for name, wanted, present in zip(names, mask, self.forced or "-" * len(mask), strict=True):
             if wanted != present:
                 skiplora_fx.set_threshold(self.model, 0.0 if wanted == "1" else math.inf, name)
         self.forced = mask
 
 
-def time_masks(task: Task, store: Store, settings: Settings, rounds: int) -> None:
-    """Time the masks of all arms in the store, and write ``timing`` there: see :func:`summary`."""
-    runs = {run.arm: run for run in sorted(store.runs(), key=lambda run: (run.length, -run.seed))}  # the longest
+def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: Collection[str]) -> None:
+    """Time the masks of ``arms`` that are in the store, and write them to ``timing`` there: see :func:`summary`.
+
+    What was timed before of other arms stays: all are ratios to full LoRA beside them.
+    """
+    runs = {run.arm: run for run in sorted(store.runs(), key=lambda run: (run.length, -run.seed)) if run.arm in arms}
     chosen = {arm: chosen_masks(run) for arm, run in runs.items()}
     names = next(iter(runs.values())).sites
-    kinds = {
-        (arm, mask): kind_of(ARMS[arm], mask, names, settings) for arm, weights in chosen.items() for mask in weights
-    }
+    kinds = {(arm, mask): kind_of(ARMS[arm], settings) for arm, weights in chosen.items() for mask in weights}
     task.reset(0)
     reference = Runner(_compiled(task.loss, "inductor", {}), _batch(task, settings.batch))
-    runners = {kind: _runner(task, kind, settings) for kind in dict.fromkeys(kinds.values())}
+    runners = {kind: _runner(task, kind) for kind in dict.fromkeys(kinds.values())}
     for runner in (reference, *runners.values()):
         for _ in range(3):
             runner.step()
@@ -102,7 +100,8 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int) -> Non
             "rounds": rounds,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "arms": {
+            "arms": (store.read("timing") or {"arms": {}})["arms"]
+            | {
                 arm: summary(weights, {mask: medians[arm, mask] for mask in weights}, ARMS[arm].micro)
                 for arm, weights in chosen.items()
             },
@@ -110,10 +109,9 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int) -> Non
     )
 
 
-def kind_of(arm: Arm, mask: str, names: Sequence[str], settings: Settings) -> Kind:
-    """Return what has to be compiled for a mask of an arm."""
-    pattern = next((pattern for pattern in arm.near if "i" in mask and near_mask(pattern, names) == mask), ())
-    return Kind(arm.scope, settings.batch // arm.micro, pattern)
+def kind_of(arm: Arm, settings: Settings) -> Kind:
+    """Return what has to be compiled for an arm."""
+    return Kind(arm.scope, settings.batch // arm.micro)
 
 
 def chosen_masks(run: Run) -> dict[str, float]:
@@ -145,12 +143,8 @@ def median_ratio(pairs: Sequence[tuple[Sample, Sample]]) -> Sample:
     return Sample(step, statistics.median(mine.backward / full.backward for mine, full in pairs))
 
 
-def _runner(task: Task, kind: Kind, settings: Settings) -> Runner:
-    if kind.near:
-        model = Trainer(task, settings).near_program(kind.near)
-        model.compile(backend="inductor", dynamic=False)
-        return Runner(model, _batch(task, kind.rows))
-    options = {"threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "scope": kind.scope}
+def _runner(task: Task, kind: Kind) -> Runner:
+    options = {"threshold": 0.0, "warmup_steps": 0, "probe_every": 0, **scope_options(kind.scope)}
     return Runner(_compiled(task.loss, "skiplora", options), _batch(task, kind.rows))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import skiplora_fx
 
 from .arms import Arm, Plan
-from .near import Pattern, block_number, detached_inputs, near_mask
 from .settings import Settings
 from .tasks import Rows, Task
 
@@ -32,8 +31,7 @@ class Run:
         steps: optimizer steps.
         scores: on the test rows.
         sites: names of the gated adapters, in the order of the forward.
-        masks: the different sets of decisions that there were, a 1 for each open gate, in the order of ``sites``; ``i``
-            for an adapter that trains while nothing goes below its layer.
+        masks: the different sets of decisions that there were, a 1 for each open gate, in the order of ``sites``.
         schedule: index into ``masks`` for each backward.
         ratios: mean M of each site at the end.
         losses: of each step, on its own batch.
@@ -62,7 +60,6 @@ class Trainer:
         self.task = task
         self.settings = settings
         self._exported: dict[int, Any] = {}
-        self._near: dict[Pattern, nn.Module] = {}
 
     def run(self, name: str, arm: Arm, length: float, seed: int) -> Run:
         """Train one run and judge it."""
@@ -84,20 +81,19 @@ class Trainer:
         )
         drift = Drift(task.trained(), arm.drift)
         masks, losses = MaskLog(), []
-        for step, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
+        for _, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
             optimizer.zero_grad(set_to_none=True)
             opened: list[int] = []
             losses.append(0.0)
-            pattern = arm.near[step % len(arm.near)] if arm.near and step >= plan.warmup else ()
             for part in _parts(batch, arm.micro):
-                loss = (self.near_program(pattern) if pattern else gated)(*part) / arm.micro
+                loss = gated(*part) / arm.micro
                 loss.backward()
                 losses[-1] += float(loss.detach())
                 sites = skiplora_fx.sites(gated)
                 opened = opened or [0] * len(sites)
                 mask = [not site.skipped for site in sites]
                 opened = [count + is_open for count, is_open in zip(opened, mask, strict=True)]
-                masks.add(near_mask(pattern, [site.name for site in sites]) if pattern else mask_of(mask))
+                masks.add(mask_of(mask))
             if arm.micro > 1:
                 _scale(task.loss, [site.name for site in sites], opened, arm.micro)
             drift.before_step()
@@ -117,14 +113,6 @@ class Trainer:
             [round(site.ratio, 5) for site in sites],
             [round(loss, 4) for loss in losses],
         )
-
-    def near_program(self, pattern: Pattern) -> nn.Module:
-        """Return the loss of a whole batch, with the inputs of some layers detached."""
-        if pattern not in self._near:
-            examples = tuple(column[: self.settings.batch] for column in self.task.train)
-            with detached_inputs(self.task.loss, pattern):
-                self._near[pattern] = torch.export.export(self.task.loss, examples).module()
-        return self._near[pattern]
 
     def _program(self, size: int) -> Any:
         if size not in self._exported:
@@ -188,6 +176,11 @@ def _rate(step: int, warmup: int, end: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return max(end - step, 0) / (end - warmup)
+
+
+def block_number(name: str) -> int | None:
+    """Return the number of the repeated layer that something lies in; None if in none."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
 
 
 def _by_block(model: nn.Module) -> dict[int | None, list[nn.Parameter]]:

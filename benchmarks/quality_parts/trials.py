@@ -60,3 +60,23 @@ class Stairs(Policy):
         """Shut the blocks below the depth whose turn it is."""
         depth = self.depths[observation.step % len(self.depths)]
         return observation.with_blocks([block >= depth for block in range(len(observation.blocks()))])
+
+
+@dataclass(eq=False)
+class UpperBlocks(Policy):
+    """The uppermost blocks are shut, but for every k-th step; for gates of inputs, behind which all adapters train.
+
+    Attributes:
+        share: of the blocks, rounded down.
+        every: k; 1 for no step that opens them.
+    """
+
+    needs_history = False
+    share: float = 0.5
+    every: int = 1
+
+    def decide(self, observation: Observation) -> list[float]:
+        """Shut the upper blocks."""
+        blocks = len(observation.blocks())
+        resting = 0 if self.every > 1 and observation.step % self.every == 0 else math.floor(self.share * blocks)
+        return observation.with_blocks([block < blocks - resting for block in range(blocks)])

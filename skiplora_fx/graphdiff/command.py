@@ -9,6 +9,7 @@ from collections.abc import Callable
 from io import TextIOWrapper
 from typing import Any
 
+from ..config import scope_options
 from ..errors import UsageError
 from ..read_log import read_log
 from ..whole_file import whole_file
@@ -86,7 +87,7 @@ def _find(arguments: argparse.Namespace, build: Build) -> GraphDiff:
             "skiplora diff MODEL --json FILE.json, and compare those."
         )
     model, inputs = build(names[0])
-    return diff(model, kwargs=inputs, scope=arguments.scope)
+    return diff(model, kwargs=inputs, **scope_options(arguments.scope))
 
 
 def _write(text: str, target: str) -> None:

@@ -12,7 +12,7 @@ from .budget import Budget
 from .by_block import CyclicBlocks, RandomBlocks
 from .by_prefix import Freeze, Multirate, Prefix, Progressive
 from .by_threshold import Quantile, Threshold
-from .wrappers import MinActive, Probe, WarmUp
+from .wrappers import MinActive, Only, Probe, WarmUp
 
 __all__ = [
     "OPEN",
@@ -25,6 +25,7 @@ __all__ = [
     "MinActive",
     "Multirate",
     "Observation",
+    "Only",
     "Policy",
     "Prefix",
     "Probe",

@@ -1,13 +1,14 @@
-"""What is put around a policy: warm-up, probing, and a least number of open sites."""
+"""What is put around a policy: warm-up, probing, a choice of sites, and a least number of open ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
-from .base import OPEN, Observation, Policy, needs
+from .base import OPEN, Costs, Observation, Policy, needs
 
 
 @dataclass(eq=False)
@@ -95,6 +96,63 @@ class MinActive(Wrapper):
         for position in others[: max(0, self.sites - surely)]:
             thresholds[position] = OPEN
         return thresholds
+
+
+@dataclass(eq=False)
+class Only(Wrapper):
+    """Leaves it to the policy inside which of some sites may shut; it sees no others, and those are open.
+
+    Attributes:
+        inner: the policy.
+        globs: over site names: the sites that any of them matches.
+    """
+
+    globs: Sequence[str] = ()
+
+    def decide(self, observation: Observation) -> Sequence[float]:
+        """Ask about the chosen sites, and open the rest."""
+        places = self.places([site.name for site in observation.sites])
+        sites = tuple(observation.sites[place] for place in places)
+        costs = (
+            CostsOfSome(observation.costs, places, len(observation.sites)) if observation.costs is not None else None
+        )
+        thresholds = [OPEN] * len(observation.sites)
+        said = self.inner.decide(replace(observation, sites=sites, costs=costs))
+        for place, threshold in zip(places, said, strict=True):
+            thresholds[place] = threshold
+        return thresholds
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Return which of the sites called ``names`` are chosen."""
+        return [place for place, name in enumerate(names) if any(fnmatchcase(name, glob) for glob in self.globs)]
+
+
+@dataclass(frozen=True)
+class CostsOfSome:
+    """What a backward costs under decisions for some of its sites, the others being open.
+
+    Attributes:
+        whole: the costs under decisions for all sites.
+        places: of those that are decided for.
+        sites: number of all sites.
+    """
+
+    whole: Costs
+    places: Sequence[int]
+    sites: int
+
+    @property
+    def total(self) -> int:
+        """FLOPs with every gate open."""
+        return self.whole.total
+
+    def under(self, decisions: Sequence[Sequence[bool]]) -> list[int]:
+        """Return the FLOPs that remain under each of several sets of decisions, True where a gate is open."""
+        return self.whole.under([self._filled(opens) for opens in decisions])
+
+    def _filled(self, opens: Sequence[bool]) -> list[bool]:
+        shut = {place for place, is_open in zip(self.places, opens, strict=True) if not is_open}
+        return [place not in shut for place in range(self.sites)]
 
 
 def _known(mean: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sights import observed, shut
 
-from skiplora_fx.policy import Freeze, MinActive, Observation, Policy, Probe, Quantile, WarmUp, needs
+from skiplora_fx.policy import Freeze, MinActive, Observation, Only, Policy, Probe, Quantile, SiteHistory, WarmUp, needs
 
 
 class Shut(Policy):
@@ -84,3 +84,29 @@ def test_an_object_that_only_decides_is_a_policy() -> None:
     assert wrapped.state_dict() == {}
     wrapped.load_state_dict({})
     assert (needs(Bare(), "history"), needs(Bare(), "costs"), needs(Bare(), "gradients")) == (True, False, False)
+
+
+class _Counted:
+    """Costs of three sites, of which each that is open costs what its place says."""
+
+    total = 111
+
+    def under(self, decisions: Any) -> list[int]:
+        return [sum(10**place for place, is_open in enumerate(opens) if is_open) for opens in decisions]
+
+
+class _Sees(Policy):
+    def decide(self, observation: Observation) -> list[float]:
+        assert observation.costs is not None
+        self.names = [site.name for site in observation.sites]
+        self.left = observation.costs.under([[False, True], [True, False], [False, False]])
+        self.total = observation.costs.total
+        return [math.inf, 0.5]
+
+
+def test_only_shows_some_sites_and_opens_the_rest() -> None:
+    inner = _Sees()
+    sites = tuple(SiteHistory(name) for name in ("0.q", "0.o", "1.q"))
+    assert Only(inner, ["*.q"]).decide(Observation(0, sites, _Counted())) == [math.inf, 0.0, 0.5]
+    assert (inner.names, inner.total) == (["0.q", "1.q"], 111)
+    assert inner.left == [110, 11, 10]
