@@ -1,14 +1,14 @@
 """How much memory does a step take, and how near is that to the limit?
 
-Measures the peak of one forward and backward of the PEFT Llama of ``speed.py``, above what is held before it (weights and
-batch), for
+Measures the peak of one forward and backward of the PEFT Llama of ``speed.py``, above what is held before it (weights
+and batch), for
 
     inductor        torch.compile as it is
     oracle          the same, compiled with exactly the skipped adapters frozen
     skiplora        this backend, decision="current" and "previous", its gates forced open or shut
 
-Nothing is timed, and the figures are the same in each run: on CUDA they are the allocator's peak; on the CPU its events as
-``torch.profiler`` records them, in compiled code too, summed up.
+Nothing is timed, and the figures are the same in each run: on CUDA they are the allocator's peak; on the CPU its events
+as ``torch.profiler`` records them, in compiled code too, summed up.
 """
 
 from __future__ import annotations
