@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ class GatedGraph:
         sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
         gates: for each gate in the graph the indices of its sites.
         trained: the nodes of ``gm`` that hold what any site trains, each once.
+        copies: where the nodes of the original went, for each ``Site.body``.
     """
 
     gm: fx.GraphModule
@@ -40,6 +41,7 @@ class GatedGraph:
     sites: tuple[Site, ...]
     gates: tuple[tuple[int, ...], ...]
     trained: tuple[fx.Node, ...] = ()
+    copies: Mapping[tuple[str, ...], GraphCopy] = field(default_factory=dict)
 
 
 def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bool = False) -> GatedGraph:
@@ -70,7 +72,7 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     copy.gm.graph.lint()
     copy.gm.recompile()
     trained = dict.fromkeys(copy.nodes[node] for site in sites for node in site.trained)
-    return GatedGraph(copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(trained))
+    return GatedGraph(copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(trained), writer.copies)
 
 
 class _Norms(NamedTuple):
@@ -87,9 +89,11 @@ class _Writer:
         self._scope = scope
         self._held = held
         self.gates: list[tuple[int, ...]] = []
+        self.copies: dict[tuple[str, ...], GraphCopy] = {}
 
     def write(self, copy: GraphCopy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
         """Gate ``sites``; return their norms in the same order."""
+        self.copies[sites[0].body[:depth]] = copy
         norms: list[_Norms] = []
         known: dict[fx.Node, fx.Node] = {}
         opens: dict[int, fx.Node] = {}

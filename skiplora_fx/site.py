@@ -28,6 +28,7 @@ class Site:
         key_depth: how many trailing parts the key's parameter path has beyond ``name``; 0 if the path is unknown.
         rank: r.
         kind: the branch's contractions, such as ``"linear→linear"`` or ``"composed linear"``.
+        factors: those contractions, from the branch's input to Δh: nodes of the graph of ``join``.
         body: names of the nodes whose bodies lead from the root graph to the graph of ``join``: empty for
             the root graph itself, else calls of activation checkpoints.
     """
@@ -47,6 +48,7 @@ class Site:
     key_depth: int
     rank: int
     kind: str
+    factors: tuple[fx.Node, ...]
     body: tuple[str, ...] = ()
 
     def __str__(self) -> str:

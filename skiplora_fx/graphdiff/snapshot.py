@@ -120,6 +120,7 @@ class _Recorder:
         stages = StageRecorder()
         config = self._config
         pipeline = Pipeline(config.scope, config.disable_passes, stages, config.decision == "previous")
+        pipeline.merges = config.merge_siblings
         findings = pipeline.rewrite_dynamo(gm)
         root = traced_module(gm)
         recorded = _Recorded(findings, stages, [])
