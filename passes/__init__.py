@@ -197,9 +197,7 @@ class Described:
         return describe(self.liveness, self.found)
 
 
-def _own_inputs(
-    graph: fx.Graph, sites: Sequence[Site], siblings: Sequence[Siblings]
-) -> tuple[tuple[int, ...], ...]:
+def _own_inputs(graph: fx.Graph, sites: Sequence[Site], siblings: Sequence[Siblings]) -> tuple[tuple[int, ...], ...]:
     """Return for each site which inputs are its own, so that a gradient of one must have come through its gate.
 
     What is merged has a gradient where any of the siblings has one.

@@ -55,8 +55,8 @@ class SkipLoraConfig:
             the mean over all of them, and all decide alike, before each step as with ``decision="previous"``. Needs
             :func:`~skiplora_fx.attach`, on every rank. ``"none"``: each decides for itself. Without a process group of
             :mod:`torch.distributed` both are the same.
-        merge_siblings: whether adapters that read the same input (q, k and v; gate and up) are multiplied as one, forward
-            and backward.
+        merge_siblings: whether adapters that read the same input (q, k and v; gate and up) are multiplied as one, in
+            the forward and in the backward.
         strict: whether a pass that fails stops the compile. If not, that graph is compiled without gates, or without
             leaving work out, and a :class:`~skiplora_fx.FallbackWarning` says why.
         disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.

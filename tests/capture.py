@@ -105,7 +105,9 @@ class QuickBackend:
         merges: whether siblings are merged.
     """
 
-    def __init__(self, scope: str = "adapter", disabled: Collection[str] = (), held: bool = False, merges: bool = False) -> None:
+    def __init__(
+        self, scope: str = "adapter", disabled: Collection[str] = (), held: bool = False, merges: bool = False
+    ) -> None:
         self._scope = scope
         self._disabled = disabled
         self._held = held
