@@ -42,7 +42,8 @@ def test_merged_siblings_are_a_stage_of_their_own() -> None:
     (graph,) = snapshot(model, kwargs=models.tokens(), merge_siblings=True).graphs
     assert [stage.name for stage in graph.stages] == list(STAGES)
     before, after = graph.stage("gated"), graph.stage("merged")
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     linears = [sum(node.target.endswith("linear") for node in stage.nodes) for stage in (before, after)]
     assert linears[0] - linears[1] == 1  # gate and up in one, down by itself
 
