@@ -45,7 +45,8 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
             parameters, buffers and submodules are shared with it.
         example_inputs: what the graph is called with: tensors of the right shapes and dtypes. Needed where the graph
             does not know its shapes (``symbolic_trace``), where it takes its parameters as inputs, and for a module.
-        options: as in ``model.compile(backend="skiplora", options=...)``, without those of Inductor and ``merge_siblings``.
+        options: as in ``model.compile(backend="skiplora", options=...)``, without those of Inductor and
+            ``merge_siblings``.
 
     Returns:
         A gated copy, which takes and returns what the graph does. If nothing in it can be gated, a plain copy.
