@@ -139,17 +139,16 @@ def _llama() -> Any:
 
 
 def _masks(names: list[str]) -> list[dict[str, bool]]:
-    """Return every mask of one layer's q, k and v and of its gate and up; the rest is open, and then shut."""
-    layer = [
-        name
-        for name in names
-        if ".layers.1." in name and name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-    ]
+    """Return every mask of one layer's q, k and v, its gate and up as q and k; the rest is open, and then shut."""
+    layer = [f"base_model.model.model.layers.1.{part}" for part in PARTS]
     return [
-        {**dict.fromkeys(names, rest), **dict(zip(layer, opens, strict=True))}
+        {**dict.fromkeys(names, rest), **dict(zip(layer, (*opens, *opens[:2]), strict=True))}
         for rest in (True, False)
-        for opens in itertools.product((True, False), repeat=len(layer))
+        for opens in itertools.product((True, False), repeat=3)
     ]
+
+
+PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 
 
 @pytest.mark.parametrize("scope", ["adapter", "layer"])
@@ -168,6 +167,7 @@ def test_gradients_are_those_of_eager_detach(scope: str, checkpointed: bool) -> 
         with oracle.detached(model, scope, mask):
             wanted = oracle.gradients(model, lambda: model(**batch).loss)
         torch.testing.assert_close(found, wanted)
+    assert set(mask) == set(names)
     assert sum(name == "merge_siblings" for name in backend.passes)
 
 
