@@ -6,6 +6,7 @@ Compares, in one process and in interleaved rounds, the forward and the backward
     oracle          the same, compiled with exactly the skipped adapters frozen: what skipping could save
     eager detach    no compiler, ``.detach()`` behind a Python ``if``: what a user would write
     skiplora        this backend, its gates forced open or shut
+    skiplora merged the same with merge_siblings=True, if asked for
 
 for three masks: nothing skipped, the lower half of the layers skipped, a random 60 % of the adapters skipped.
 Prints a table of medians, and writes it to a JSON file if asked, with every sample. Ratios are taken within a round, so
@@ -144,13 +145,16 @@ def measure(
     shut = shut_sites(mask, names, args.seed)
     torch.compiler.reset()
     runners = [_skiplora(model, shut, batch, args), _frozen(model, shut, batch)]
+    if args.merged:
+        runners.append(_skiplora(model, shut, batch, args, merged=True))
     if args.eager:
         runners.append(_eager(model, shut, args.scope, batch))
     for runner in runners:
         runner.warm_up(args.warmup)
-    if shut:
-        _force(runners[0].model, shut)
-        runners[0].step()
+    for runner in runners:
+        if shut and runner.name.startswith("skiplora"):
+            _force(runner.model, shut)
+            runner.step()
     for index in range(args.rounds):
         for runner in runners[index % len(runners) :] + runners[: index % len(runners)]:
             runner.samples.append(runner.step())
@@ -177,11 +181,13 @@ def shut_sites(mask: str, names: list[str], seed: int) -> set[str]:
     return set(random.Random(seed).sample(names, round(0.6 * len(names))))
 
 
-def _skiplora(model: PeftModel, shut: set[str], batch: dict[str, Tensor], args: argparse.Namespace) -> Runner:
+def _skiplora(
+    model: PeftModel, shut: set[str], batch: dict[str, Tensor], args: argparse.Namespace, merged: bool = False
+) -> Runner:
     gated = copy.deepcopy(model)
     options = {"threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "scope": args.scope}
-    gated.compile(backend="skiplora", options=options)
-    return Runner("skiplora", gated, batch)
+    gated.compile(backend="skiplora", options={**options, "merge_siblings": merged})
+    return Runner("skiplora merged" if merged else "skiplora", gated, batch)
 
 
 def _force(model: nn.Module, shut: set[str]) -> None:
@@ -280,6 +286,7 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=30, help="timed rounds (default: %(default)s)")
     add("--warmup", type=int, default=3, help="untimed steps of each runner (default: %(default)s)")
     add("--no-eager", dest="eager", action="store_false", help="leave eager detach out")
+    add("--merged", action="store_true", help="also with merge_siblings=True")
     add("--seed", type=int, default=0, help="of weights, tokens and the random mask (default: %(default)s)")
     add("--json", metavar="FILE", help="write medians, ratios, samples and arguments there")
     return parser.parse_args()

@@ -7,7 +7,7 @@ a callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -19,9 +19,11 @@ from .flops import Flops, flops
 from .fold_gates import FoldedGates, check_consumed, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
+from .merge_siblings import merge_siblings
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
 from .share_branches import share_branches
+from .siblings import Siblings, find_siblings
 from .split_joins import split_joins
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "fold_gates",
     "insert_gates",
     "liveness",
+    "merge_siblings",
     "predicate_backward",
     "share_branches",
     "split_joins",
@@ -64,6 +67,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("split_joins", "dynamo", "the search looks for additions, and some are fused with the product before them"),
     Stage("find_lora", "dynamo", "an adapter's two linears and its addition are still whole here"),
     Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
+    Stage("merge_siblings", "dynamo", "autograd has not run yet, so it writes the merged backward itself"),
     Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
     Stage("liveness", "backward", "the partitioner has settled what the backward recomputes, which may be skipped too"),
     Stage("find_regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
@@ -104,6 +108,7 @@ class Pipeline:
         gated: what ``insert_gates`` made.
         folded: what ``fold_gates`` left for the backward.
         counts: whether to count what the backward costs.
+        merges: whether adapters that share an input are multiplied as one: ``merge_siblings`` runs only then.
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
         on_failure: called with the name of a pass and its error, where the graph is whole and right without it.
@@ -117,6 +122,7 @@ class Pipeline:
     held: bool = False
     counts: bool = False
     on_failure: OnFailure = _raise
+    merges: bool = False
     findings: Findings = field(default=Findings((), ()), init=False)
     searched: fx.GraphModule | None = field(default=None, init=False)
     gated: GatedGraph | None = field(default=None, init=False)
@@ -138,9 +144,17 @@ class Pipeline:
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
             self.gated = insert_gates(gm, findings.sites, self.scope, self.held)
-            self.inputs = _own_inputs(gm.graph, self.gated)
             self.on_pass("insert_gates", "dynamo", self.gated.gm.graph)
+            siblings = self._merge(gm, self.gated) if self.merges else ()
+            self.inputs = _own_inputs(gm.graph, self.gated, siblings)
         return findings
+
+    def _merge(self, gm: fx.GraphModule, gated: GatedGraph) -> tuple[Siblings, ...]:
+        siblings = find_siblings(gm, gated.sites)
+        merge_siblings(gated, siblings)
+        log.debug("merge_siblings: %s", [tuple(node.name for node in group.linears) for group in siblings])
+        self.on_pass("merge_siblings", "dynamo", gated.gm.graph)
+        return siblings
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
         """Fold the gates of a joint graph; any other graph, one that ``apply`` has gated too, is left as it is."""
@@ -198,9 +212,14 @@ class Described:
         return describe(self.liveness, self.found)
 
 
-def _own_inputs(graph: fx.Graph, gated: GatedGraph) -> tuple[tuple[int, ...], ...]:
-    """Return for each gate which inputs are its sites' own, so that with a gradient of one there must be one of it."""
+def _own_inputs(graph: fx.Graph, gated: GatedGraph, siblings: Sequence[Siblings]) -> tuple[tuple[int, ...], ...]:
+    """Return for each gate which inputs are its sites' own, so that with a gradient of one there must be one of it.
+
+    What is merged has a gradient where any of the siblings has one.
+    """
     positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
+    for node in frozenset[fx.Node]().union(*(group.parameters for group in siblings)):
+        positions.pop(node, None)
     return tuple(
         tuple(positions[node] for index in gate for node in gated.sites[index].own if node in positions and reached)
         for gate, reached in zip(gated.gates, gated.reached, strict=True)

@@ -230,6 +230,7 @@ class _Search:
             key_depth=len(owner.path.split(".")) - parts if owner.named else 0,
             rank=found.branch.rank,
             kind=found.branch.kind,
+            factors=found.branch.factors,
             reads=inputs.branch,
             layer_reads=inputs.layers,
             body=found.frame.body,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class GatedGraph:
         reached: for each gate whether a gradient that reaches what its sites train must have come through it or goes on
             into it. With the scope ``"input"`` it may end before: what the layer reads may want none.
         trained: the nodes of ``gm`` that hold what any site trains, each once.
+        copies: where the nodes of the original went, for each ``Site.body``.
     """
 
     gm: fx.GraphModule
@@ -44,6 +45,7 @@ class GatedGraph:
     gates: tuple[tuple[int, ...], ...]
     reached: tuple[bool, ...]
     trained: tuple[fx.Node, ...] = ()
+    copies: Mapping[tuple[str, ...], GraphCopy] = field(default_factory=dict)
 
 
 def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bool = False) -> GatedGraph:
@@ -79,7 +81,9 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
     copy.gm.graph.lint()
     copy.gm.recompile()
     trained = dict.fromkeys(copy.nodes[node] for site in sites for node in site.trained)
-    return GatedGraph(copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(writer.reached), tuple(trained))
+    return GatedGraph(
+        copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(writer.reached), tuple(trained), writer.copies
+    )
 
 
 class _Norms(NamedTuple):
@@ -97,9 +101,11 @@ class _Writer:
         self._held = held
         self.gates: list[tuple[int, ...]] = []
         self.reached: list[bool] = []
+        self.copies: dict[tuple[str, ...], GraphCopy] = {}
 
     def write(self, copy: GraphCopy, sites: tuple[Site, ...], thresholds: fx.Node, depth: int) -> list[_Norms]:
         """Gate ``sites``; return their norms in the same order."""
+        self.copies[sites[0].body[:depth]] = copy
         norms: list[_Norms] = []
         known: dict[fx.Node, fx.Node] = {}
         opens: dict[int, fx.Node] = {}

@@ -45,7 +45,8 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
             parameters, buffers and submodules are shared with it.
         example_inputs: what the graph is called with: tensors of the right shapes and dtypes. Needed where the graph
             does not know its shapes (``symbolic_trace``), where it takes its parameters as inputs, and for a module.
-        options: as in ``model.compile(backend="skiplora", options=...)``, without those of Inductor.
+        options: as in ``model.compile(backend="skiplora", options=...)``, without those of Inductor and
+            ``merge_siblings``.
 
     Returns:
         A gated copy, which takes and returns what the graph does. If nothing in it can be gated, a plain copy.
@@ -100,6 +101,11 @@ def _config(options: dict[str, Any]) -> SkipLoraConfig:
         raise ConfigError(
             f"apply: {names} would go to Inductor, which apply does not run. Give it to torch.compile(result, "
             'backend="inductor", options={...}) instead.'
+        )
+    if config.merge_siblings:
+        raise ConfigError(
+            "apply: merge_siblings=True is for graphs that are compiled; leave it out, or use "
+            'model.compile(backend="skiplora", options={"merge_siblings": True}).'
         )
     return config
 

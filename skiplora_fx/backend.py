@@ -80,9 +80,10 @@ def _compile_gated(
     counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
     held = config.decision == "previous"
     pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
+    pipeline.merges = config.merge_siblings
     pipeline.on_pass = watched(pipeline)
     root = _compiled_module(gm)
-    with failures.noted("find_lora or insert_gates"):
+    with failures.noted("find_lora, insert_gates or merge_siblings"):
         findings = pipeline.rewrite_dynamo(gm)
     _warn_of_what_is_left(findings, root, piece=is_ddp_piece(example_inputs))
     if pipeline.gated is None:

@@ -59,6 +59,8 @@ class SkipLoraConfig:
             the mean over all of them, and all decide alike, before each step as with ``decision="previous"``. Needs
             :func:`~skiplora_fx.attach`, on every rank. ``"none"``: each decides for itself. Without a process group of
             :mod:`torch.distributed` both are the same.
+        merge_siblings: whether adapters that read the same input (q, k and v; gate and up) are multiplied as one, in
+            the forward and in the backward.
         strict: whether a pass that fails stops the compile. If not, that graph is compiled without gates, or without
             leaving work out, and a :class:`~skiplora_fx.FallbackWarning` says why.
         disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.
@@ -79,6 +81,7 @@ class SkipLoraConfig:
     decision: str = "current"
     skipped_grad: str = "zero"
     sync: str = "mean"
+    merge_siblings: bool = False
     strict: bool = False
     disable_passes: tuple[str, ...] = ()
     inductor: Mapping[str, Any] = field(default_factory=dict)
@@ -92,8 +95,9 @@ class SkipLoraConfig:
         _check_input_scope(self)
         for name in ("warmup_steps", "probe_every", "min_active"):
             _check_count(name, getattr(self, name))
-        if not isinstance(self.strict, bool):
-            raise ConfigError(f"strict must be True or False, got {self.strict!r}")
+        for name in ("merge_siblings", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(self.policy_kwargs, Mapping):
             raise ConfigError(f"policy_kwargs must be a dict of options, got {self.policy_kwargs!r}")
         make_policy(self.policy, self.policy_kwargs)  # what is wrong with it should show here
@@ -216,6 +220,11 @@ def _check_input_scope(config: SkipLoraConfig) -> None:
         raise ConfigError(
             "skipped_grad='none' drops the gradients of what a shut gate keeps from training, and with scope='input' "
             "every adapter trains. Leave skipped_grad out, or choose another scope."
+        )
+    if config.merge_siblings:
+        raise ConfigError(
+            "merge_siblings=True makes one product of adapters that read the same input, and with scope='input' each "
+            "reads it through a gate of its own. Leave merge_siblings out, or choose another scope."
         )
 
 

@@ -96,7 +96,12 @@ def _about(name: str, config: SkipLoraConfig) -> dict[str, str]:
 
 
 def _script(gm: fx.GraphModule, inputs: Sequence[Any], config: SkipLoraConfig) -> str:
-    options = {"scope": config.scope, "decision": config.decision, "disable_passes": list(config.disable_passes)}
+    options = {
+        "scope": config.scope,
+        "decision": config.decision,
+        "disable_passes": list(config.disable_passes),
+        "merge_siblings": config.merge_siblings,
+    }
     return "\n".join(
         [
             '"""The graph on which a pass of skiplora failed; values are random."""',

@@ -22,7 +22,8 @@ def with_hooks(
 ) -> dict[str, Any]:
     """Return Inductor's options with the pipeline before whatever passes the user put in the same places."""
     # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
-    key = repr((config.scope, config.decision, config.disable_passes, pipeline.gated and pipeline.gated.gates))
+    gates = pipeline.gated and pipeline.gated.gates
+    key = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
     hooks = {
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", pipeline.rewrite_backward), key),

@@ -36,6 +36,7 @@ class Site:
         key_depth: how many trailing parts the key's parameter path has beyond ``name``; 0 if the path is unknown.
         rank: r.
         kind: the branch's contractions, such as ``"linear→linear"`` or ``"composed linear"``.
+        factors: those contractions, from the branch's input to Δh: nodes of the graph of ``join``.
         reads: where the branch reads the adapted layer's input.
         layer_reads: where the frozen layers that make h read the same.
         body: names of the nodes whose bodies lead from the root graph to the graph of ``join``: empty for
@@ -57,6 +58,7 @@ class Site:
     key_depth: int
     rank: int
     kind: str
+    factors: tuple[fx.Node, ...]
     reads: tuple[Read, ...] = ()
     layer_reads: tuple[Read, ...] = ()
     body: tuple[str, ...] = ()

@@ -102,12 +102,16 @@ class QuickBackend:
         scope: ``"adapter"`` or ``"layer"``.
         disabled: passes to leave out.
         held: whether decisions are taken before the forward.
+        merges: whether siblings are merged.
     """
 
-    def __init__(self, scope: str = "adapter", disabled: Collection[str] = (), held: bool = False) -> None:
+    def __init__(
+        self, scope: str = "adapter", disabled: Collection[str] = (), held: bool = False, merges: bool = False
+    ) -> None:
         self._scope = scope
         self._disabled = disabled
         self._held = held
+        self._merges = merges
         self._mask: Mapping[str, bool] | None = None
         self.passes: list[str] = []
         self.captured: list[CapturedGraph] = []
@@ -131,7 +135,7 @@ class QuickBackend:
             self.passes.append(name)
             stages[name, kind] = copied(graph)
 
-        pipeline = Pipeline(self._scope, self._disabled, on_pass, self._held)
+        pipeline = Pipeline(self._scope, self._disabled, on_pass, self._held, merges=self._merges)
         findings = pipeline.rewrite_dynamo(gm)
         if pipeline.gated is None:
             return aot_autograd(fw_compiler=_run_as_it_is)(gm, inputs)

@@ -48,6 +48,12 @@ def without(name: str) -> fx.GraphModule:
             id="compiled",
         ),
         pytest.param(
+            lambda: skiplora_fx.apply(traced(), batch(), merge_siblings=True),
+            ConfigError,
+            "merge_siblings=True is for graphs that are compiled",
+            id="merge_siblings",
+        ),
+        pytest.param(
             lambda: skiplora_fx.apply(traced()),
             UsageError,
             r"does not know the shapes.*Call skiplora_fx\.apply\(graph_module, \*example_inputs\)",

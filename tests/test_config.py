@@ -21,7 +21,7 @@ def test_defaults() -> None:
     config = SkipLoraConfig.from_options(None)
     assert (config.threshold, config.scope, config.policy) == (0.05, "adapter", "threshold")
     assert (config.warmup_steps, config.probe_every, config.decision) == (100, 50, "current")
-    assert config.sync == "mean"
+    assert (config.sync, config.merge_siblings) == ("mean", False)
     assert (config.skipped_grad, config.disable_passes, dict(config.inductor)) == ("zero", (), {})
 
 
@@ -46,6 +46,7 @@ def test_thresholds_that_are_allowed(value: float) -> None:
         ({"policy": "none"}, "policy must be one of"),
         ({"decision": "next"}, "decision must be one of"),
         ({"skipped_grad": "nan"}, "skipped_grad must be one of"),
+        ({"merge_siblings": "auto"}, "merge_siblings must be True or False, got 'auto'"),
         ({"sync": "max"}, "sync must be one of 'mean', 'none', got 'max'"),
         ({"warmup_steps": -1}, "warmup_steps must be a whole number >= 0 (0 switches it off), got -1"),
         ({"warmup_steps": 1.5}, "warmup_steps must be a whole number >= 0 (0 switches it off), got 1.5"),
@@ -82,6 +83,8 @@ def test_the_input_scope_says_what_it_needs() -> None:
         made(scope="input")
     with pytest.raises(ConfigError, match="Leave skipped_grad out"):
         made(scope="input", decision="previous", skipped_grad="none")
+    with pytest.raises(ConfigError, match="Leave merge_siblings out"):
+        made(scope="input", decision="previous", merge_siblings=True)
 
 
 @pytest.mark.parametrize("only", ["*.q_proj", 1, [1]])

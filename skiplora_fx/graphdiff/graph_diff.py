@@ -23,7 +23,7 @@ from .stages import STAGES
 from .text import unified
 from .what_if import Decisions, WhatIf, what_if
 
-WITHIN = (("captured", "gated"), ("joint", "folded"), ("backward", "predicated"))
+WITHIN = (("captured", "gated"), ("gated", "merged"), ("joint", "folded"), ("backward", "predicated"))
 """The stages that a pass made of another one."""
 
 

@@ -32,7 +32,7 @@ def take_snapshot(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], co
     Args:
         model: an ``nn.Module``, a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
         args, kwargs: what it is called with in training.
-        config: of it ``scope``, ``decision`` and ``disable_passes`` matter.
+        config: of it ``scope``, ``decision``, ``merge_siblings`` and ``disable_passes`` matter.
 
     Raises:
         UsageError: not a module, it does not run on these inputs, torch cannot compile it, or nothing in it is
@@ -120,6 +120,7 @@ class _Recorder:
         stages = StageRecorder()
         config = self._config
         pipeline = Pipeline(config.scope, config.disable_passes, stages, config.decision == "previous")
+        pipeline.merges = config.merge_siblings
         findings = pipeline.rewrite_dynamo(gm)
         root = traced_module(gm)
         recorded = _Recorded(findings, stages, [])

@@ -20,6 +20,7 @@ from .records import Diagram, NodeRecord, RegionRecord, StageRecord
 STAGES: Mapping[str, str] = {
     "captured": "the forward as Dynamo captured it, and as the search for adapters sees it",
     "gated": "the same with a gate at each site",
+    "merged": "the same, the products that sibling adapters make of one input in one",
     "joint": "forward and backward in one, as autograd wrote them",
     "folded": "the same without the forward's gates",
     "forward": "the partitioned forward",
@@ -31,6 +32,7 @@ STAGES: Mapping[str, str] = {
 _STAGE_AFTER: Mapping[str, str] = {
     "find_lora": "captured",
     "insert_gates": "gated",
+    "merge_siblings": "merged",
     "joint": "joint",
     "fold_gates": "folded",
     "forward": "forward",

@@ -32,8 +32,20 @@ def taken() -> Snapshot:
 
 def test_every_stage_is_there(taken: Snapshot) -> None:
     (graph,) = taken.graphs
-    assert [stage.name for stage in graph.stages] == list(STAGES)
+    assert [stage.name for stage in graph.stages] == [name for name in STAGES if name != "merged"]
     assert all(node.name and node.target for stage in graph.stages for node in stage.nodes)
+
+
+def test_merged_siblings_are_a_stage_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = models.with_lora(models.llama(1), models.MLP).train()
+    (graph,) = snapshot(model, kwargs=models.tokens(), merge_siblings=True).graphs
+    assert [stage.name for stage in graph.stages] == list(STAGES)
+    before, after = graph.stage("gated"), graph.stage("merged")
+    assert before is not None
+    assert after is not None
+    linears = [sum(node.target.endswith("linear") for node in stage.nodes) for stage in (before, after)]
+    assert linears[0] - linears[1] == 1  # gate and up in one, down by itself
 
 
 def test_sites_are_those_of_the_model(taken: Snapshot) -> None:

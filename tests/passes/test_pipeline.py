@@ -49,7 +49,7 @@ def test_each_stage_is_a_file_and_a_function_of_its_name() -> None:
 
 
 def test_passes_run_in_the_order_of_the_pipeline() -> None:
-    backend, owner = QuickBackend(), model()
+    backend, owner = QuickBackend(merges=True), model()
     gradients(torch.compile(owner, backend=backend), owner, batch())
     order = [stage.name for stage in PIPELINE]
     seen = [name for name in backend.passes if name in order]
