@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TYPED := build/typed/skiplora_fx
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-browser test-torch fuzz audit check format bench clean
+.PHONY: help train test test-all test-browser test-torch test-gpu fuzz audit check format bench bench-gpu clean
 
 help:
 	@echo "make train         pre-train a small Llama, LoRA-tune it with and without skipping, compare (CPU, no network)"
@@ -21,6 +21,8 @@ help:
 	@echo "make check         ruff and mypy"
 	@echo "make format        let ruff format and mend what it can"
 	@echo "make bench         benchmarks/speed.py with its defaults"
+	@echo "make test-gpu      the tests that need an NVIDIA GPU"
+	@echo "make bench-gpu     speed, memory and compile time of the Llama-2-7B shape on an NVIDIA GPU"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +76,12 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed.py
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(INSTALLED)
+	sh benchmarks/gpu.sh $(BIN)/python benchmarks/results/gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

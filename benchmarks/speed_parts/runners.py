@@ -1,0 +1,123 @@
+"""The ways to run a step: compiled with or without gates, with adapters frozen, and not compiled at all."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache
+
+import skiplora_fx
+
+from .models import sites_of, with_own_adapters
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one step."""
+
+    forward: float
+    backward: float
+
+
+class Runner:
+    """A model and how to run it; compiled runners compile at the first step.
+
+    Attributes:
+        name: of the arm.
+        model: its module.
+        compile_s: seconds of the first step; None of what is not compiled, and before that step.
+    """
+
+    def __init__(self, name: str, model: nn.Module, batch: dict[str, Tensor], compiled: bool = True) -> None:
+        self.name = name
+        self.model = model
+        self.compile_s: float | None = None
+        self._batch = batch
+        self._compiled = compiled
+
+    def step(self) -> Sample:
+        """Run a forward and a backward; return the time of each."""
+        self.model.zero_grad(set_to_none=True)
+        start = _now()
+        loss = self.model(**self._batch).loss
+        middle = _now()
+        if loss.requires_grad:  # nothing does when every adapter is detached eagerly
+            loss.backward()
+        return Sample(middle - start, _now() - middle)
+
+    def warm_up(self, steps: int) -> None:
+        """Run ``steps`` untimed; the first of them compiles, with nothing on disk from an earlier compile."""
+        with fresh_cache():
+            seconds = self.first_step()
+        self.compile_s = seconds if self._compiled else None
+        for _ in range(steps - 1):
+            self.step()
+
+    def first_step(self) -> float:
+        """Run a forward and a backward; return the seconds of both, in which a compiled runner compiles."""
+        start = _now()
+        self.step()
+        return _now() - start
+
+
+def gated(
+    name: str, model: PeftModel, batch: dict[str, Tensor], args: argparse.Namespace, options: Mapping[str, Any]
+) -> Runner:
+    """Return a copy under this backend, every gate open until :func:`force` shuts some.
+
+    Args:
+        name: of the arm.
+        model: what is copied.
+        batch: what it is run on.
+        args: give the scope and when it is decided.
+        options: of the backend, beside or in place of those.
+    """
+    copied = with_own_adapters(model)
+    forced = {"threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "scope": args.scope, "decision": args.decision}
+    copied.compile(backend="skiplora", options={**forced, **options})
+    return Runner(name, copied, batch)
+
+
+def force(runner: Runner, shut: Collection[str]) -> None:
+    """Shut exactly the gates of ``shut`` in a runner that has run."""
+    for name in sites_of(runner.model):
+        skiplora_fx.set_threshold(runner.model, math.inf if name in shut else 0.0, name)
+
+
+def frozen(model: PeftModel, shut: Collection[str], batch: dict[str, Tensor]) -> Runner:
+    """Return a copy under Inductor, with exactly the adapters of ``shut`` frozen."""
+    copied = with_own_adapters(model)
+    for name, module in copied.named_modules():
+        if name in shut:
+            module.requires_grad_(False)
+    copied.compile(backend="inductor")
+    return Runner("oracle" if shut else "inductor", copied, batch)
+
+
+def detached(model: PeftModel, shut: Collection[str], scope: str, batch: dict[str, Tensor]) -> Runner:
+    """Return a copy that is not compiled, with ``.detach()`` behind what ``shut`` names."""
+    copied = with_own_adapters(model)
+    for name, module in copied.named_modules():
+        if name in shut:
+            hooked = module if scope == "layer" else module.lora_B["default"]
+            hooked.register_forward_hook(lambda module, inputs, output: output.detach())
+    return Runner("eager detach", copied, batch, compiled=False)
+
+
+def eager(model: PeftModel, batch: dict[str, Tensor]) -> Runner:
+    """Return a copy that runs as PEFT made it."""
+    return Runner("eager", with_own_adapters(model), batch, compiled=False)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

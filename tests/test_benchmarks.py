@@ -1,0 +1,69 @@
+"""The benchmarks of time, memory and compiles run as they are, on a very small model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from speed_parts.arguments import PRESETS, add_shape, parse
+from speed_parts.masks import MASKS, shut_sites
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SMALL = ["--layers", "1", "--dim", "64", "--batch", "2", "--length", "8", "--vocab", "32"]
+
+
+def rows(folder: Path, script: str, *options: str) -> list[dict[str, Any]]:
+    report = folder / "report.json"
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), *SMALL, "--json", str(report), *options]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(report.read_text())["rows"]
+
+
+def test_speed_has_a_row_for_each_arm_under_each_mask(tmp_path: Path) -> None:
+    found = rows(
+        tmp_path, "speed", "--rounds", "2", "--warmup", "1", "--masks", "nothing", "everything",
+        "--arms", "skiplora", "eager",
+    )  # fmt: skip
+    told = {(row["skipped"], row["runner"], row["against"]) for row in found}
+    arms = ("skiplora", "inductor", "eager")
+    assert told == {(mask, arm, "inductor") for mask in ("nothing", "everything") for arm in arms}
+    assert all(len(row["samples"]) == 2 and row["backward_ratio"] > 0 for row in found)
+
+
+@pytest.mark.slow
+def test_memory_has_a_row_for_each_decision_under_each_mask(tmp_path: Path) -> None:
+    found = rows(tmp_path, "memory", "--decisions", "current")
+    told = {(row["skipped"], row["runner"]) for row in found}
+    assert told == {
+        ("nothing", "inductor"),
+        ("nothing", "skiplora, current"),
+        ("lower half", "oracle"),
+        ("lower half", "skiplora, current"),
+    }
+
+
+@pytest.mark.slow
+def test_compile_time_has_a_row_for_each_arm(tmp_path: Path) -> None:
+    found = rows(tmp_path, "compile_time", "--depths", "1", "--arms", "skiplora", "skiplora warm")
+    assert [row["runner"] for row in found] == ["inductor", "skiplora", "skiplora warm"]
+    assert all(row["seconds"] > 0 for row in found)
+
+
+def test_a_preset_is_weaker_than_what_is_given() -> None:
+    parser = argparse.ArgumentParser()
+    add_shape(parser)
+    args = parse(parser, ["--preset", "llama-2-7b", "--layers", "2"])
+    assert (args.layers, args.dim) == (2, PRESETS["llama-2-7b"]["dim"])
+
+
+def test_masks_skip_what_their_names_say() -> None:
+    names = [str(number) for number in range(20)]
+    counts = {mask: len(shut_sites(mask, names, seed=0)) for mask in MASKS}
+    assert list(counts.values()) == [0, 5, 10, 15, 20, 12]
+    assert shut_sites("lower half", names, seed=0) == set(names[:10])
