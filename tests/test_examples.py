@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -93,18 +92,3 @@ def test_a_model_that_is_nowhere_is_one_paragraph(glue: Path) -> None:
     assert done.returncode == 2
     assert "no/such/folder" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_the_benchmark_writes_every_sample(tmp_path: Path) -> None:
-    file = tmp_path / "speed.json"
-    sizes = ["--layers", 1, "--dim", 64, "--batch", 1, "--length", 8, "--rounds", 2, "--warmup", 1]
-    done = run("benchmarks/speed.py", *sizes, "--masks", "lower half", "random 60 %", "--json", file)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(file.read_text())["rows"]
-    runners = ["skiplora", "oracle", "eager detach"]
-    assert [(row["skipped"], row["runner"]) for row in rows] == [
-        (mask, runner) for mask in ("lower half", "random 60 %") for runner in runners
-    ]
-    for row in rows:
-        assert len(row["samples"]) == 2
-        assert row["runner"] in done.stdout
