@@ -19,14 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from speed_parts.arguments import add_shape, described, parse
 from speed_parts.models import build, sites_of
-from speed_parts.rows import machine
+from speed_parts.rows import machine, write_report
 from speed_parts.runners import Runner, frozen, gated
 from tabulate import tabulate
 
@@ -56,10 +55,7 @@ def main() -> None:
     cells = [[row.layers, row.runner, f"{row.seconds:.1f}", f"{row.ratio:.2f}"] for row in rows]
     headers = ["layers", "runner", "first step s", "ratio to inductor"]
     print(tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True))
-    if args.json:
-        arguments = {name: str(value) for name, value in vars(args).items()}
-        report = {"arguments": arguments, "machine": machine(args.device), "rows": rows}
-        Path(args.json).write_text(json.dumps(report, default=asdict, indent=1) + "\n")
+    write_report(args, rows)
 
 
 def measure(layers: int, args: argparse.Namespace) -> list[Row]:

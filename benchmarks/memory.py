@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from peft import PeftModel
 from speed_parts.arguments import add_shape, described, parse
 from speed_parts.masks import shut_sites
 from speed_parts.models import build, sites_of
+from speed_parts.rows import write_report
 from speed_parts.runners import Runner, force, frozen, gated
 from tabulate import tabulate
 from torch import Tensor
@@ -58,9 +59,7 @@ def main() -> None:
     cells = [[row.skipped, row.runner, f"{row.peak / 2**20:.2f}", f"{row.ratio:.3f}", row.against] for row in rows]
     headers = ["skipped", "runner", "peak MiB", "ratio", "ratio to"]
     print(tabulate(cells, headers=headers, tablefmt="github", disable_numparse=True))
-    if args.json:
-        report = {"arguments": {name: str(value) for name, value in vars(args).items()}, "rows": rows}
-        Path(args.json).write_text(json.dumps(report, default=asdict, indent=1) + "\n")
+    write_report(args, rows)
 
 
 def measure(model: PeftModel, batch: dict[str, Tensor], sites: list[str], args: argparse.Namespace) -> list[Row]:

@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +28,7 @@ from peft import PeftModel
 from speed_parts.arguments import add_shape, described, parse
 from speed_parts.masks import MASKS, shut_sites
 from speed_parts.models import build, sites_of
-from speed_parts.rows import HEADERS, Row, cells, machine, rows
+from speed_parts.rows import HEADERS, Row, cells, machine, rows, write_report
 from speed_parts.runners import Runner, Sample, detached, eager, force, frozen, gated
 from tabulate import tabulate
 from torch import Tensor
@@ -52,10 +49,7 @@ def main() -> None:
     print(f"{shape}; {machine(args.device)}; medians of {args.rounds} interleaved rounds\n", flush=True)
     found = list(Bench(model, batch, args).rows())
     print(tabulate([cells(row) for row in found], headers=HEADERS, tablefmt="github", disable_numparse=True))
-    if args.json:
-        arguments = {name: str(value) for name, value in vars(args).items()}
-        report = {"arguments": arguments, "machine": machine(args.device), "rows": found}
-        Path(args.json).write_text(json.dumps(report, default=asdict, indent=1) + "\n")
+    write_report(args, found)
 
 
 class Bench:

@@ -20,33 +20,28 @@ def structure(graph: fx.Graph, modules: Mapping[str, Hashable]) -> Hashable:
     return tuple(_step(node, places, modules) for node in graph.nodes)
 
 
-def kind(node: fx.Node) -> Hashable:
-    """Return the dtype, device, sizes and strides of what a node holds."""
-    return _kind(node.meta.get("val"))
-
-
-def operator_of(node: fx.Node, modules: Mapping[str, Hashable]) -> Hashable:
-    """Return what a node does, but for its arguments."""
-    if node.op == "get_attr":
-        return modules.get(str(node.target), node.target)
-    return (node.op, None if node.op == "placeholder" else node.target)
-
-
-def arguments(node: fx.Node, places: Mapping[fx.Node, Hashable]) -> Hashable:
-    """Return the arguments of a node, each node among them by its place."""
-    args, kwargs = map_arg((node.args, node.kwargs), lambda source: _Place(places[source]))
-    return (_hashable(args), _hashable(kwargs))
+def layout(value: Tensor) -> Hashable:
+    """Return the dtype, device, sizes and strides of a tensor."""
+    # As text: comparing symbolic sizes would make torch guard on the answer.
+    return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))
 
 
 class _Place:
     """A node among arguments."""
 
-    def __init__(self, place: Hashable) -> None:
+    def __init__(self, place: int) -> None:
         self.place = place
 
 
 def _step(node: fx.Node, places: Mapping[fx.Node, int], modules: Mapping[str, Hashable]) -> Hashable:
-    return (operator_of(node, modules), arguments(node, places), kind(node))
+    arguments = map_arg((node.args, node.kwargs), lambda source: _Place(places[source]))
+    return (_operator(node, modules), _hashable(arguments), _kind(node.meta.get("val")))
+
+
+def _operator(node: fx.Node, modules: Mapping[str, Hashable]) -> Hashable:
+    if node.op == "get_attr":
+        return modules.get(str(node.target), node.target)
+    return (node.op, None if node.op == "placeholder" else node.target)
 
 
 def _hashable(value: Any) -> Hashable:
@@ -61,8 +56,7 @@ def _hashable(value: Any) -> Hashable:
 
 def _kind(value: Any) -> Hashable:
     if isinstance(value, Tensor):
-        # As text: comparing symbolic sizes would make torch guard on the answer.
-        return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))
+        return layout(value)
     if isinstance(value, Iterable):
         return tuple(map(_kind, value))
     return (type(value), str(value))

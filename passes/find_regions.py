@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from . import operators
+from .alike import layout
 from .conditions import Condition
 from .liveness import Liveness, is_gate
 
@@ -239,9 +240,4 @@ def addends(node: fx.Node) -> list[fx.Node]:
 
 
 def _same_layout(a: Any, b: Any) -> bool:
-    return isinstance(a, Tensor) and _layout(a) == _layout(b)
-
-
-def _layout(value: Tensor) -> tuple[Any, ...]:
-    # As text: comparing symbolic sizes would make torch guard on the answer.
-    return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))
+    return isinstance(a, Tensor) and layout(a) == layout(b)

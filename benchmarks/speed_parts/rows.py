@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -73,6 +76,14 @@ def cells(row: Row) -> list[str]:
         f"{row.backward_ratio:.2f}",
         row.against,
     ]
+
+
+def write_report(args: argparse.Namespace, found: Sequence[object]) -> None:
+    """Write arguments, machine and rows, which are dataclasses, to the file ``args.json``, if there is one."""
+    if args.json:
+        arguments = {name: str(value) for name, value in vars(args).items()}
+        report = {"arguments": arguments, "machine": machine(args.device), "rows": found}
+        Path(args.json).write_text(json.dumps(report, default=asdict, indent=1) + "\n")
 
 
 def machine(device: str) -> str:
