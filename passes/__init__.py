@@ -7,12 +7,13 @@ a callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from ..site import Findings
+from .copying import kept_whole
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
 from .flops import Flops, flops
@@ -20,6 +21,7 @@ from .fold_gates import FoldedGates, check_consumed, fold_gates
 from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .merge_siblings import merge_siblings
+from .operators import COND
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
 from .share_branches import share_branches
@@ -111,7 +113,7 @@ class Pipeline:
         merges: whether adapters that share an input are multiplied as one: ``merge_siblings`` runs only then.
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
-        on_failure: called with the name of a pass and its error, where the graph is whole and right without it.
+        on_failure: called with the name of a step and its error, where the graph is whole and right without it.
         inputs: for each gate the positions, among the graph's inputs, of parameters whose gradients show that the gate
             must have a twin: those of its sites that nothing else reads.
     """
@@ -166,39 +168,51 @@ class Pipeline:
         self.on_pass("fold_gates", "joint", graph)
 
     def rewrite_backward(self, graph: fx.Graph) -> None:
-        """Predicate a backward graph; any other graph, one that ``apply`` has gated too, is left as it is."""
+        """Predicate a backward graph; any other graph, one that ``apply`` has gated too, is left as it is.
+
+        It may come long after the forward, when the user calls ``backward()``: what fails here leaves the graph as it
+        was, whose gates are exact, only that nothing is left out, and goes to :attr:`on_failure`.
+        """
+        running = "check_consumed"
+        try:
+            with kept_whole(graph):
+                for running in self._rewriting_backward(graph):  # noqa: B007 (the step that fails is told)
+                    pass
+        except Exception as error:
+            self.on_failure(running, error)
+        else:
+            self._share(graph)
+
+    def _rewriting_backward(self, graph: fx.Graph) -> Iterator[str]:
+        """Predicate a backward, and give the name of each step before it is taken."""
         if self.folded is not None:
             check_consumed(graph, self.folded)
         if self.gated is None or not any(map(is_gate, graph.nodes)):
             self.on_pass("forward", "forward", graph)
             return
         self.on_pass("backward", "backward", graph)
-        try:
-            analysis, found = self._analyse(graph, len(self.gated.sites))
-        except Exception as error:
-            self.on_failure("find_regions", error)  # gates are exact as they are, only nothing is left out
+        yield "liveness"
+        analysis = liveness(graph, len(self.gated.sites))
+        if self.counts:
+            yield "flops"
+            self.flops = flops(graph, analysis)
+        if "predicate_backward" in self.disabled:
             return
-        if found is not None:
-            log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
-            predicate_backward(graph, analysis, found)
-            self.on_pass("predicate_backward", "backward", graph)
-            self._share(graph)
+        yield "find_regions"
+        found = find_regions(graph, analysis)
+        log.debug("find_regions: %d regions\n%s", len(found.regions), Described(analysis, found))
+        yield "predicate_backward"
+        predicate_backward(graph, analysis, found)
+        self.on_pass("predicate_backward", "backward", graph)
 
     def _share(self, graph: fx.Graph) -> None:
-        if "share_branches" in self.disabled:
+        if "share_branches" in self.disabled or not graph.find_nodes(op="call_function", target=COND):
             return
         try:
             share_branches(graph)
+            self.on_pass("share_branches", "backward", graph)
         except Exception as error:
             self.on_failure("share_branches", error)  # the graph is right with some branches shared, or none
-            return
-        self.on_pass("share_branches", "backward", graph)
-
-    def _analyse(self, graph: fx.Graph, sites: int) -> tuple[Liveness, Regions | None]:
-        analysis = liveness(graph, sites)
-        if self.counts:
-            self.flops = flops(graph, analysis)
-        return analysis, None if "predicate_backward" in self.disabled else find_regions(graph, analysis)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, fx
 
+COND = torch.ops.higher_order.cond
+
 
 def name_of(node: fx.Node) -> str:
     """Return the operator of a node without its overload, such as ``aten.mm``."""

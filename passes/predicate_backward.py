@@ -16,9 +16,8 @@ from .branches import build_branches, carried_conditions
 from .conditions import Condition, flatten
 from .find_regions import Filler, Region, Regions
 from .liveness import Liveness, is_gate
+from .operators import COND
 from .sizes import Sizes
-
-_COND = torch.ops.higher_order.cond
 
 
 def predicate_backward(graph: fx.Graph, liveness: Liveness, found: Regions) -> None:
@@ -99,7 +98,7 @@ class _Rewrite:
             )
             predicate.meta["val"] = self._evaluated.meta["val"][0]
             true, false = (self._graph.get_attr(name) for name in names)
-            cond = self._graph.call_function(_COND, (predicate, true, false, operands))
+            cond = self._graph.call_function(COND, (predicate, true, false, operands))
             cond.meta["val"] = tuple(node.meta["val"] for node in region.outputs)
             for position, node in enumerate(region.outputs):
                 result = self._graph.call_function(operator.getitem, (cond, position))

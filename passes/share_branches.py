@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import cast
 
-import torch
 from torch import fx
 
 from .alike import structure
-
-_COND = torch.ops.higher_order.cond
+from .operators import COND
 
 
 def share_branches(graph: fx.Graph) -> None:
@@ -30,7 +28,7 @@ def share_branches(graph: fx.Graph) -> None:
     assert owner is not None
     first: dict[Hashable, str] = {}
     dropped: dict[str, None] = {}
-    for cond in graph.find_nodes(op="call_function", target=_COND):
+    for cond in graph.find_nodes(op="call_function", target=COND):
         for branch in cast(tuple[fx.Node, fx.Node], cond.args[1:3]):
             name = str(branch.target)
             kept = first.setdefault(structure(cast(fx.GraphModule, owner.get_submodule(name)).graph, {}), name)

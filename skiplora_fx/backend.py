@@ -17,7 +17,7 @@ from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
 from .failure_report import kinds_of
-from .failures import Failures, warn_of_failure
+from .failures import FORWARD_PASSES, Failures, warn_of_failure
 from .inductor_hooks import with_hooks
 from .live import has_states
 from .live_site import Slot
@@ -83,7 +83,7 @@ def _compile_gated(
     pipeline.merges = config.merge_siblings
     pipeline.on_pass = watched(pipeline)
     root = _compiled_module(gm)
-    with failures.noted("find_lora, insert_gates or merge_siblings"):
+    with failures.noted(FORWARD_PASSES):
         findings = pipeline.rewrite_dynamo(gm)
     _warn_of_what_is_left(findings, root, piece=is_ddp_piece(example_inputs))
     if pipeline.gated is None:

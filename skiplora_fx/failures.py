@@ -13,6 +13,9 @@ from .config import SkipLoraConfig
 from .errors import reason_of
 from .failure_report import save_failure_report
 
+FORWARD_PASSES = "find_lora, insert_gates or merge_siblings"
+"""The name under which those passes fail."""
+
 
 class FallbackWarning(UserWarning):
     """A pass failed on a graph: nothing in it is gated, or nothing is left out of its backward."""
@@ -75,7 +78,7 @@ def warn_of_failure(
         inputs: its inputs, as :func:`~.failure_report.kinds_of` gives them.
         config: the options.
     """
-    without = "its adapters train, and nothing is left out" if name == "find_regions" else "its adapters train ungated"
+    without = _WITHOUT.get(name, "its adapters train, and nothing is left out")
     try:
         saved = f"What is needed to see it again is in {save_failure_report(name, error, gm, inputs, config)}"
     except Exception as refused:  # the compile goes on, whatever it is
@@ -86,3 +89,12 @@ def warn_of_failure(
         FallbackWarning,
         stacklevel=2,
     )
+
+
+_UNGATED = "its adapters train ungated"
+_WITHOUT = {
+    FORWARD_PASSES: _UNGATED,
+    "fold_gates": _UNGATED,
+    "share_branches": "each region has branches of its own, which takes longer to compile",
+}
+"""What a graph goes without where a pass has failed; where it is another, nothing is left out of its backward."""

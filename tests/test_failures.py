@@ -37,43 +37,76 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor | None]:
     return [parameter.grad for parameter in model.parameters()]
 
 
-FAILING = ["find_lora", "insert_gates", "fold_gates", "liveness", "find_regions"]
+FORWARD = ["find_lora", "insert_gates", "merge_siblings", "fold_gates"]
+BACKWARD = ["check_consumed", "liveness", "find_regions", "predicate_backward"]
+FAILING = [*FORWARD, *BACKWARD, "share_branches"]
 
 
+def failing_at_its_end(name: str) -> Callable[..., Any]:
+    """Return a pass that does all its work and then fails."""
+    done = getattr(passes, name)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        done(*args, **kwargs)
+        return failing()
+
+    return run
+
+
+def is_trained(linear: nn.Module) -> list[bool]:
+    return [bool(parameter.grad.any()) for parameter in linear.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("sabotage", [lambda name: failing, failing_at_its_end], ids=["at once", "at its end"])
 @pytest.mark.parametrize("name", FAILING)
 @pytest.mark.parametrize("build", [Two, Checkpointed])
 def test_a_graph_on_which_a_pass_fails_trains_without_it(
-    name: str, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+    build: Callable[[], nn.Module],
+    name: str,
+    sabotage: Callable[[str], Callable[..., Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
     model = build()
     x = batch()
     wanted = gradients(model, x)
-    monkeypatch.setattr(passes, name, failing)
-    run = compiled(model, threshold=0.0)
+    monkeypatch.setattr(passes, name, sabotage(name))
+    run = compiled(model, threshold=0.0, merge_siblings=True)
     with pytest.warns(FallbackWarning, match=r"failed on a graph \(ZeroDivisionError: nothing to share\)"):
         found = gradients(run, x)
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("name", ["liveness", "find_regions"])
-def test_gates_are_exact_where_nothing_can_be_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, name, failing)
+@pytest.mark.parametrize("sabotage", [lambda name: failing, failing_at_its_end], ids=["at once", "at its end"])
+@pytest.mark.parametrize("name", BACKWARD)
+def test_gates_are_exact_where_nothing_can_be_left_out(
+    name: str, sabotage: Callable[[str], Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, name, sabotage(name))
     model = compiled(policy="freeze")
-    with pytest.warns(FallbackWarning, match="its adapters train, and nothing is left out"):
+    with pytest.warns(FallbackWarning, match=f"{name} failed .* its adapters train, and nothing is left out"):
         gradients(model, batch())
-    assert not any(bool(parameter.grad.any()) for parameter in model.lower.parameters() if parameter.requires_grad)
-    assert all(bool(parameter.grad.any()) for parameter in (model.upper.a.weight, model.upper.b.weight))
+    assert not any(is_trained(model.lower))
+    assert all(is_trained(model.upper))
     assert [site.skipped for site in skiplora_fx.sites(model)] == [True, False]
 
 
-@pytest.mark.parametrize("name", [*FAILING, "predicate_backward"])
+def test_what_is_left_out_is_left_out_where_branches_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "share_branches", failing)
+    model = compiled(policy="freeze")
+    with pytest.warns(FallbackWarning, match="share_branches failed .* which takes longer to compile"):
+        gradients(model, batch())
+    assert not any(is_trained(model.lower))
+    assert all(is_trained(model.upper))
+
+
+@pytest.mark.parametrize("name", FAILING)
 def test_strict_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, name, failing)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
         with pytest.raises(Exception, match="nothing to share"):
-            gradients(compiled(strict=True), batch())
+            gradients(compiled(strict=True, merge_siblings=True), batch())
 
 
 def test_options_that_are_wrong_are_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch import fx
 from ..gate import EVALUATE_CONDITIONS
 from ..passes.conditions import flatten
 from ..passes.liveness import Liveness, gate_sites, is_gate, liveness
+from ..passes.operators import COND
 from ..site import Site
 from .record_nodes import record_node, target_name
 from .records import Diagram, NodeRecord, RegionRecord, StageRecord
@@ -40,8 +41,6 @@ _STAGE_AFTER: Mapping[str, str] = {
     "predicate_backward": "predicated",
 }
 """What :data:`~skiplora_fx.passes.OnPass` calls the moment, and the stage that there is then."""
-
-_COND = torch.ops.higher_order.cond
 
 
 class StageRecorder:
@@ -203,7 +202,7 @@ class _WrittenOut:
 
 
 def _is_cond(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is _COND
+    return isinstance(node, fx.Node) and node.target is COND
 
 
 def _branch(attribute: Any) -> fx.GraphModule:
