@@ -58,7 +58,7 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
         A :class:`GatedGraph`. Bodies of checkpoints that hold sites are copied, one copy for each call.
     Terms:
         *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
-        from detached values; infinite where h is all zero. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
+        from detached values; infinite where h is all zero, NaN where a norm is not finite. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
         gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part; ``"input"``
         gates what the adapted layer reads, see
         :func:`~skiplora_fx.passes.input_gates.write_input_gates`. Where adapters
@@ -234,7 +234,10 @@ def _write_norms(copy: GraphCopy, site: Site, known: dict[fx.Node, fx.Node]) -> 
 
 def _write_ratio(graph: fx.Graph, norms: _Norms) -> fx.Node:
     quotient = _call(graph, torch.div, norms.delta, norms.h)
-    return _call(graph, torch.where, _call(graph, torch.eq, norms.h, 0), math.inf, quotient)
+    ratio = _call(graph, torch.where, _call(graph, torch.eq, norms.h, 0), math.inf, quotient)
+    # Where h is infinite the quotient would be 0 and shut the gate, where Δh is, nobody would be told.
+    finite = _call(graph, torch.isfinite, _call(graph, torch.add, norms.delta, norms.h))
+    return _call(graph, torch.where, finite, ratio, math.nan)
 
 
 def _write_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:

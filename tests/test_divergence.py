@@ -13,9 +13,9 @@ import skiplora_fx
 from skiplora_fx import DivergenceWarning, SiteState
 
 
-def diverge(model: nn.Module) -> list[SiteState]:
-    """Take two steps whose second layer computes nothing that is a number, and return what is known then."""
-    nn.init.constant_(model.upper.base.bias, math.nan)
+def diverge(model: nn.Module, value: float = math.nan, part: str = "base") -> list[SiteState]:
+    """Take two steps whose second layer, or its adapter, gives what is not finite, and return what is known then."""
+    nn.init.constant_(getattr(model.upper, part).weight, value)
     step(model)
     step(model)  # decisions that are held are those of the last M
     return skiplora_fx.sites(model)
@@ -23,13 +23,16 @@ def diverge(model: nn.Module) -> list[SiteState]:
 
 @pytest.mark.parametrize("decision", ["current", "previous"])
 @pytest.mark.parametrize("options", [{"threshold": 1e9}, {"policy": "freeze", "policy_kwargs": {"share": 1.0}}])
-def test_what_is_not_a_number_opens_its_gate_and_is_said_once(decision: str, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(("part", "value"), [("base", math.nan), ("base", math.inf), ("b", math.inf)])
+def test_what_is_not_finite_opens_its_gate_and_is_said_once(
+    decision: str, options: dict[str, object], part: str, value: float
+) -> None:
     model = compiled(decision=decision, **options)
     step(model)
     step(model)
     assert [site.skipped for site in skiplora_fx.sites(model)] == [True, True]
     with pytest.warns(DivergenceWarning, match="M of upper is not a number") as caught:
-        found = diverge(model)
+        found = diverge(model, value, part)
     assert len([one for one in caught if one.category is DivergenceWarning]) == 1
     assert [site.skipped for site in found] == [True, False]
     assert math.isnan(found[1].ratio)
@@ -45,7 +48,7 @@ def test_what_recovers_is_decided_for_again() -> None:
     step(model)
     with pytest.warns(DivergenceWarning):
         diverge(model)
-    nn.init.zeros_(model.upper.base.bias)
+    nn.init.ones_(model.upper.base.weight)
     step(model)
     step(model)
     assert [site.skipped for site in skiplora_fx.sites(model)] == [True, True]

@@ -59,7 +59,10 @@ getitem = getitem(skiplora_thresholds, 0)
 div = div(linalg_vector_norm_1, linalg_vector_norm)
 eq = eq(linalg_vector_norm, 0)
 where = where(eq, inf, div)
-lt = lt(where, getitem)
+add_1 = add(linalg_vector_norm_1, linalg_vector_norm)
+isfinite = isfinite(add_1)
+where_1 = where(isfinite, where, nan)
+lt = lt(where_1, getitem)
 logical_not = logical_not(lt)
 gate_default = gate.default(mul, logical_not, [0])
 add = add(linear, gate_default)
@@ -67,9 +70,12 @@ stack = stack([linalg_vector_norm_1])
 stack_1 = stack([linalg_vector_norm])
 div_1 = div(stack, stack_1)
 eq_1 = eq(stack_1, 0)
-where_1 = where(eq_1, inf, div_1)
-decide_default = decide.default(where_1, skiplora_thresholds)
-return (add, where_1, decide_default)""",
+where_2 = where(eq_1, inf, div_1)
+add_2 = add(stack, stack_1)
+isfinite_1 = isfinite(add_2)
+where_3 = where(isfinite_1, where_2, nan)
+decide_default = decide.default(where_3, skiplora_thresholds)
+return (add, where_3, decide_default)""",
     )
 
 
@@ -91,7 +97,10 @@ getitem = getitem(skiplora_thresholds, 0)
 div = div(linalg_vector_norm_1, linalg_vector_norm)
 eq = eq(linalg_vector_norm, 0)
 where = where(eq, inf, div)
-lt = lt(where, getitem)
+add_1 = add(linalg_vector_norm_1, linalg_vector_norm)
+isfinite = isfinite(add_1)
+where_1 = where(isfinite, where, nan)
+lt = lt(where_1, getitem)
 logical_not = logical_not(lt)
 add = add(linear, mul)
 gate_default = gate.default(add, logical_not, [0])
@@ -99,9 +108,12 @@ stack = stack([linalg_vector_norm_1])
 stack_1 = stack([linalg_vector_norm])
 div_1 = div(stack, stack_1)
 eq_1 = eq(stack_1, 0)
-where_1 = where(eq_1, inf, div_1)
-decide_default = decide.default(where_1, skiplora_thresholds)
-return (gate_default, where_1, decide_default)""",
+where_2 = where(eq_1, inf, div_1)
+add_2 = add(stack, stack_1)
+isfinite_1 = isfinite(add_2)
+where_3 = where(isfinite_1, where_2, nan)
+decide_default = decide.default(where_3, skiplora_thresholds)
+return (gate_default, where_3, decide_default)""",
     )
 
 
@@ -194,10 +206,13 @@ def test_a_zero_branch_gives_zero() -> None:
     assert (ratios.tolist(), opens.tolist()) == ([0.0], [False])
 
 
-def test_a_nan_opens() -> None:
-    model = Linear()
-    nn.init.constant_(model.a.weight, math.nan)
-    *_, ratios, opens = run(dynamo_call(model, batch()), [math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30], ids=["nan", "infinite", "norm overflows"])
+@pytest.mark.parametrize("part", ["a", "b", "base"])
+def test_what_is_not_finite_opens(part: str, value: float) -> None:
+    model = Linear().float()
+    nn.init.constant_(getattr(model, part).weight, value)
+    call = dynamo_call(model, batch().float())
+    *_, ratios, opens = run(call, [math.inf])
     assert math.isnan(ratios.item())
     assert opens.tolist() == [True]
 
