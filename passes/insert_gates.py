@@ -58,9 +58,9 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
         A :class:`GatedGraph`. Bodies of checkpoints that hold sites are copied, one copy for each call.
     Terms:
         *ratio*: ``M = ||Δh||₂ / ||h||₂`` (the skip criterion of SkipLoRA) over the whole batch, in float32,
-        from detached values; infinite where h is all zero, NaN where a norm is not finite. *decision*: ``~(M < τ)``. *scope*: ``"adapter"``
-        gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor, that part; ``"input"``
-        gates what the adapted layer reads, see
+        from detached values; infinite where h is all zero, NaN where a norm is not finite. *decision*: ``~(M < τ)``.
+        *scope*: ``"adapter"`` gates Δh; ``"layer"`` gates h + Δh: where Δh is added in place to a part of a tensor,
+        that part; ``"input"`` gates what the adapted layer reads, see
         :func:`~skiplora_fx.passes.input_gates.write_input_gates`. Where adapters
         are chained on a layer, the layer scope gates each Δh by its own decision, and the layer while any of them is
         open. Who reads, by whatever name, what an addition in place has written, reads it behind the gate. *held*:

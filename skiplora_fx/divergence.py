@@ -25,8 +25,8 @@ def warn_of_nan(name: str, clock: StepClock) -> None:
     clock.diverged = True
     warnings.warn(
         f"skiplora: at step {clock.steps} M of {name} is not a number: what its adapter or the layer itself gives is "
-        "not finite, or so large that its norm is not. Such a gate is open whatever its threshold says: a run that diverges does not look like one that "
-        "skips.",
+        "not finite, or so large that its norm is not. Such a gate is open whatever its threshold says: a run that "
+        "diverges does not look like one that skips.",
         DivergenceWarning,
         stacklevel=2,
     )
