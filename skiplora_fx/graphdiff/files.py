@@ -67,8 +67,8 @@ def read_snapshot(path: str | Path, limit: int = LIMIT) -> Snapshot:
         limit: bytes that the file may have.
 
     Raises:
-        UsageError: there is no such file, it is no regular one or too large, it is no snapshot, or something in it cannot
-            be meant.
+        UsageError: there is no such file, it is no regular one or too large, it is no snapshot, or something in it
+            cannot be meant.
     """
     text = _text(Path(path), limit)
     try:
