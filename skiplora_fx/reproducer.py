@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,9 +91,9 @@ def script_of(gm: fx.GraphModule, inputs: Sequence[Any], config: SkipLoraConfig)
         [
             '"""The graph on which a pass of skiplora failed; values are random."""',
             "",
-            "import torch",
-            *(line for name, value in sorted(names.items()) for line in _binding(name, value)),
+            *sorted({"import torch", *(f"import {module}" for module in map(_module_of, names.values()) if module)}),
             "",
+            *(line for name, value in sorted(names.items()) for line in _binding(name, value)),
             _MADE,
             *classes,
             "",
@@ -157,7 +158,7 @@ def _classes(gm: fx.GraphModule, name: str, names: dict[str, Any]) -> Iterator[s
         names: takes in the global names that the code reads.
     """
     code = gm.graph.python_code("self")
-    names |= code.globals
+    names |= {known: value for known, value in code.globals.items() if re.search(rf"\b{known}\b", code.src)}
     parts = [(path, part) for path, part in gm.named_children() if isinstance(part, fx.GraphModule)]
     for path, part in parts:
         yield from _classes(part, f"{name}_{path}", names)
@@ -175,27 +176,30 @@ def _constants(gm: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
             yield path, value
 
 
-def _binding(name: str, value: Any) -> list[str]:
-    """Return the lines that give a global name of a graph's code its value."""
+def _module_of(value: Any) -> str | None:
+    """Return the module that, imported in another process, is ``value`` or holds it by name; None if none does."""
     if isinstance(value, ModuleType):
-        return [f"import {value.__name__} as {name}"] if name != value.__name__ else [f"import {name}"]
+        return value.__name__
+    module: str = getattr(value, "__module__", None) or ""
+    found: Any = sys.modules.get(module) if module != "__main__" else None
+    for part in getattr(value, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    return module if found is value else None
+
+
+def _binding(name: str, value: Any) -> list[str]:
+    """Return the lines that give a global name of a graph's code its value, once its module is imported."""
+    module = _module_of(value)
+    if isinstance(value, ModuleType):
+        return [f"{name} = {module}"] if name != module else []
     if value is type(None):
         return [f"{name} = type(None)"]
     if isinstance(value, float):
         return [f'{name} = float("{value}")']
-    module, path = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-    if _holds(module, path, value):
-        return [f"import {module}", f"{name} = {module}.{path}"]
+    if module is not None:
+        return [f"{name} = {module}.{value.__qualname__}"]
     told = f"{name} has to be given: it was {_one_line(value)}, which no module holds by name"
-    return ["", "", f"def {name}(*args, **kwargs):", f"    raise NotImplementedError({told!r})", "", ""]
-
-
-def _holds(module: str | None, path: str, value: Any) -> bool:
-    """Return whether an import of ``module``, in another process, gives ``value`` at ``path``."""
-    found: Any = sys.modules.get(module or "")
-    for part in path.split(".") if module != "__main__" else ():
-        found = getattr(found, part, None)
-    return found is value
+    return ["", "", f"def {name}(*args, **kwargs):", f"    raise NotImplementedError({told!r})", ""]
 
 
 def _input(value: Any) -> str:
