@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .._torch_compat import take_signature
 from ..gate import GATE
 from .insert_gates import GatedGraph
 from .memory import sharing_memory, writes
@@ -63,7 +64,7 @@ def attach_runtime(
     with graph.inserting_before(output):
         call(graph, calls.record, reference, ratios, opens, *([result] if calls.shows_result else []))
     output.args = (result,)
-    graph._codegen = original._codegen
+    take_signature(graph, original)
     graph.lint()
     gated.gm.recompile()
     return gated.gm

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .._torch_compat import SET_GRAD_ENABLED
 from ..site import Findings, Rejection, Site
 from .dataflow import Dataflow, Roots, is_floating, is_view, shape_of
 from .layer_inputs import layer_inputs
@@ -20,7 +21,6 @@ from .parameters import Lifted, Parameters, label
 from .widths import weight_of
 
 _CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
-_SET_GRAD = torch._C._set_grad_enabled
 _MOVES = names("to type float half bfloat16 double type_as contiguous clone _to_copy convert_element_type")
 
 
@@ -111,7 +111,7 @@ class _Search:
         self._frames.append(frame)
         grad_enabled = True
         for node in frame.gm.graph.nodes:
-            if node.op == "call_function" and node.target is _SET_GRAD:
+            if node.op == "call_function" and node.target is SET_GRAD_ENABLED:
                 grad_enabled = bool(node.args[0])
             elif node.op == "call_function" and node.target is _CHECKPOINT:
                 self.visit(frame.body_of(node))

@@ -11,8 +11,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import fx, nn
+
+from .._torch_compat import HigherOrderOperator, OpOverload, schema_of
 
 
 class Role(enum.Enum):
@@ -84,8 +85,8 @@ def is_in_place(node: fx.Node) -> bool:
 
 def _in_place_name(node: fx.Node) -> tuple[str, bool]:
     target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.split("::")[-1]
+    if isinstance(target, OpOverload):
+        name = schema_of(target).name.split("::")[-1]
     else:
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     if target is operator.setitem:
@@ -170,9 +171,9 @@ def _is_torchs_own(node: fx.Node) -> bool:
     target: Any = node.target
     if isinstance(target, str):
         return True
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return target.namespace in ("aten", "prims")
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return False
     module = getattr(target, "__module__", None) or type(target).__module__
     return module.split(".")[0] in _OWN_MODULES

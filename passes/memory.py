@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .._torch_compat import OpOverload, schema_of
 from .linear_operators import is_in_place, is_metadata, names, operator_name
 
 _MAY_RETURN_THEIR_INPUT = names(
@@ -38,9 +39,9 @@ def _works_in_place(node: fx.Node) -> bool:
 
 
 def _mutated_arguments(node: fx.Node) -> list[Any]:
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+    if not isinstance(node.target, OpOverload) or not schema_of(node.target).is_mutable:
         return []
-    arguments = node.target._schema.arguments
+    arguments = schema_of(node.target).arguments
     positions = [place for place, arg in enumerate(arguments) if arg.alias_info is not None and arg.alias_info.is_write]
     given = [*node.args, *(node.kwargs.get(arg.name) for arg in arguments[len(node.args) :])]
     return [given[place] for place in positions]
@@ -88,7 +89,7 @@ def _may_alias(node: fx.Node) -> tuple[fx.Node, ...]:
     if node.op not in ("call_function", "call_method") or is_metadata(node):
         return ()
     name, written = operator_name(node), writes(node)
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         aliased = _returns_input(node.target) or name in _MAY_RETURN_THEIR_INPUT
     else:
         aliased = _may_return_input(name)
@@ -104,6 +105,6 @@ def _may_return_input(name: str) -> bool:
     return any(_returns_input(getattr(packet, overload)) for overload in packet.overloads())
 
 
-def _returns_input(operator: torch._ops.OpOverload) -> bool:
-    returned = [value.alias_info for value in operator._schema.returns]
+def _returns_input(operator: OpOverload) -> bool:
+    returned = [value.alias_info for value in schema_of(operator).returns]
     return any(alias is not None and not alias.is_write for alias in returned)

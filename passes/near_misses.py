@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import fx
 
+from .._torch_compat import HigherOrderOperator
 from .dataflow import Dataflow, Trains, shape_of
 from .linear_operators import Role, operator_name
 from .match_branch import weight_space_reason, weight_space_sum
@@ -127,7 +127,7 @@ def _stop(flow: Dataflow, reader: fx.Node, factors: int, trains: Trains) -> Near
 
 
 def _opaque_name(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return f"the body of {operator_name(node)} ({node.name}), where no gate can be put"
     return f"{operator_name(node)} ({node.name}), which a graph pass cannot look into"
 

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, fx
 
+from .._torch_compat import OpOverload, schema_of
+
 COND = torch.ops.higher_order.cond
 
 
 def name_of(node: fx.Node) -> str:
     """Return the operator of a node without its overload, such as ``aten.mm``."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
+    if isinstance(target, OpOverload):
+        return f"{target.namespace}.{schema_of(target).name.split('::')[-1]}"
     return getattr(target, "__name__", str(target))
 
 
@@ -88,7 +90,7 @@ _NEARLY_POINTWISE: frozenset[str] = frozenset((*_aten("clone _to_copy slice_scat
 
 def is_pointwise(node: fx.Node) -> bool:
     """Return whether the node does no more than touch each element once: cheaper to run than to ask whether to."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False
     return torch.Tag.pointwise in node.target.tags or name_of(node) in _NEARLY_POINTWISE
 
@@ -128,9 +130,9 @@ def must_always_run(node: fx.Node) -> bool:
     target = node.target
     if target is operator.getitem:
         return False
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return True  # a higher-order operator, or a Python function on numbers
-    if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
+    if schema_of(target).is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
         return True
     return target.namespace.startswith(("_c10d_functional", "c10d", "_dtensor")) or node.is_impure()
 

@@ -8,9 +8,8 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor, fx
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from .._torch_compat import PythonReferenceAnalysis, sympy_interp
 from ..errors import InternalError
 
 

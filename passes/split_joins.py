@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .._torch_compat import take_signature
 from .copying import GraphCopy
 from .dataflow import Dataflow, is_floating, value_of
 from .linear_operators import is_in_place, operands, operator_name
@@ -31,7 +32,7 @@ def split_joins(gm: fx.GraphModule, parameters: Parameters) -> fx.GraphModule:
     if not fused:
         return gm
     copy = GraphCopy.of(gm)
-    copy.gm.graph._codegen = gm.graph._codegen
+    take_signature(copy.gm.graph, gm.graph)
     for node in fused:
         _split(copy.gm.graph, copy.nodes[node])
     copy.gm.graph.lint()

@@ -24,19 +24,26 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._inductor.inductor_prims import force_stride_order as FORCE_STRIDE_ORDER  # aten has none that is no copy
 from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
 from torch._logging import trace_structured  # artifacts for tlparse
+from torch._ops import HigherOrderOperator, OpOverload  # what nodes call; public modules have only instances of them
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # what meta["val"] holds
 from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule  # writes its Python only if called
 from torch.fx.node import has_side_effect  # keeps dead-code elimination off; not exported by torch.fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp  # fills meta["val"]
 from torch.utils import _pytree as pytree  # the only flattening that gives the path of each leaf
 from torch.utils._pytree import tree_leaves
+from torch.utils._sympy.interp import sympy_interp  # writes a symbolic size as operators on what it is made of
+from torch.utils._sympy.reference import PythonReferenceAnalysis  # as Python's own, as Inductor takes them
 
 __all__ = [
     "FORCE_STRIDE_ORDER",
+    "SET_GRAD_ENABLED",
     "CustomGraphPass",
     "FakeTensor",
+    "HigherOrderOperator",
     "LazyGraphModule",
+    "OpOverload",
     "Parts",
+    "PythonReferenceAnalysis",
     "capture_graphs",
     "compile_ahead",
     "compile_cache_dir",
@@ -56,20 +63,26 @@ __all__ = [
     "is_constant_name",
     "is_ddp_piece",
     "is_inductor_option",
+    "is_view_tensor",
     "is_wrapper",
     "mode_options",
     "placeholder_source",
     "runs_in_ddp",
     "runs_in_join",
     "save_not_recompute",
+    "schema_of",
     "set_placeholder_source",
     "stable_topological_sort",
     "static_fake",
+    "sympy_interp",
+    "take_signature",
     "trace_structured",
     "traced_module",
     "tree_leaves",
     "unwrapped",
 ]
+
+SET_GRAD_ENABLED: Callable[[bool], None] = torch._C._set_grad_enabled  # what Dynamo writes for torch.no_grad()
 
 
 @functools.cache
@@ -255,6 +268,21 @@ class _FakeRun(FakeTensorProp):
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return {} if str(target).startswith("**") else super().placeholder(target, args, kwargs)
+
+
+def schema_of(operator: OpOverload) -> torch.FunctionSchema:
+    """Return an operator's name, arguments and results, and which of them share memory; its text is public only."""
+    return operator._schema
+
+
+def is_view_tensor(tensor: Tensor) -> bool:
+    """Return whether autograd knows ``tensor`` as a view of another."""
+    return tensor._is_view()  # no public name tells; a write into such a one has another meaning to autograd
+
+
+def take_signature(graph: fx.Graph, like: fx.Graph) -> None:
+    """Have the module of ``graph`` called as that of ``like`` is: what torch.export traces takes and gives pytrees."""
+    graph._codegen = like._codegen  # set_codegen is public, to read it is not
 
 
 def has_pytree_inputs(gm: fx.GraphModule) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._torch_compat import fake_propagate, flatten_inputs, has_pytree_inputs, is_compiled_wrapper
+from ._torch_compat import fake_propagate, flatten_inputs, has_pytree_inputs, is_compiled_wrapper, take_signature
 from .config import SkipLoraConfig
 from .eager import CALLS, INPUT_CALLS, GateRuntime
 from .eager_costs import eager_costs
@@ -61,7 +61,7 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     _check_attributes(original)
     copy = GraphCopy.of(original)
     gm = copy.gm
-    gm.graph._codegen = original.graph._codegen
+    take_signature(gm.graph, original.graph)
     gm.train(original.training)
     inline_leaves(gm)
     _note_shapes(gm, example_inputs)

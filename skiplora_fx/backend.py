@@ -6,6 +6,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,6 @@ from ._torch_compat import compile_with_inductor, is_ddp_piece, mode_options, st
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
-from .failure_report import kinds_of
 from .failures import FORWARD_PASSES, Failures, warn_of_failure
 from .inductor_hooks import with_hooks
 from .live import has_states
@@ -25,6 +25,7 @@ from .nothing_found import NoLoRAWarning, cut_apart, nothing_found
 from .passes import Pipeline
 from .policy import make_policy, needs
 from .registry import learn_home, name_of
+from .reproducer import kinds_of
 from .runtime import GatedGraph, TrainingWithoutAutograd
 from .site import Findings
 from .watching import watched
@@ -58,7 +59,8 @@ def skiplora(
     if not torch.is_grad_enabled():
         return _remembering_home(compile_with_inductor(gm, example_inputs, inductor), gm, example_inputs)
     # Inductor keeps its hooks, and they this: the inputs themselves would outlive the model.
-    report = partial(warn_of_failure, gm=gm, inputs=kinds_of(example_inputs), config=config)
+    told = replace(config, inductor=inductor)
+    report = partial(warn_of_failure, gm=gm, inputs=kinds_of(example_inputs), config=told)
     failures = Failures(config.strict, report)
     try:
         return _compile_gated(gm, example_inputs, config, inductor, failures)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gate as _gate_operators  # noqa: F401 (registers torch.ops.skiplora)
-from ._torch_compat import has_side_effect, runs_in_ddp, tree_leaves
+from ._torch_compat import has_side_effect, is_view_tensor, runs_in_ddp, tree_leaves
 from .config import SkipLoraConfig
 from .errors import UsageError
 from .live_site import Slot
@@ -189,7 +189,7 @@ def skiplora_gate(runtime: GateRuntime, x: Tensor, open: Tensor, sites: Sequence
     """
     if torch.compiler.is_compiling():
         return torch.ops.skiplora.gate(x, open, sites)
-    if written and x._is_view():
+    if written and is_view_tensor(x):
         x = x.clone()  # a write into a view takes what made the view out of the way of the gradient
     _stop_unless_open(x, runtime.current(), sites)
     return x

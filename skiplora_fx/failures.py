@@ -75,8 +75,8 @@ def warn_of_failure(
         name: of the pass.
         error: what it raised.
         gm: the graph.
-        inputs: its inputs, as :func:`~.failure_report.kinds_of` gives them.
-        config: the options.
+        inputs: its inputs, as :func:`~.reproducer.kinds_of` gives them.
+        config: the options, Inductor's of the compile's mode among them.
     """
     without = _WITHOUT.get(name, "its adapters train, and nothing is left out")
     try:

@@ -15,7 +15,7 @@ from .errors import FileError
 _BLOCK = 1 << 16
 """Bytes that are read at once while the last newline is looked for."""
 _LONGEST = 1 << 26
-"""Bytes of a first line that are looked at."""
+"""Bytes of a first or last line that are looked at: no log's is as long."""
 
 
 class LineFile:
@@ -70,8 +70,9 @@ class LineFile:
     def _whole(self) -> io.FileIO:
         """Return the file, opened, and ending with a whole line."""
         if self._file is None:
-            self._file = _opened(self.path, self._refusal)
-            _end_with_a_line(self._file, self.path)
+            file = _opened(self.path, self._refusal)
+            _end_with_a_line(file, self.path, self._refusal)
+            self._file = file
         return self._file
 
     def _refusal(self, reason: str) -> FileError:
@@ -96,11 +97,13 @@ def _opened(path: Path, refusal: Callable[[str], FileError]) -> io.FileIO:
         raise refusal(f"{error.strerror}{culprit}") from error
 
 
-def _end_with_a_line(file: io.FileIO, path: Path) -> None:
+def _end_with_a_line(file: io.FileIO, path: Path, refusal: Callable[[str], FileError]) -> None:
     size = file.seek(0, os.SEEK_END)
     begin = _begin_of_last_line(file, size)
     if begin == size:
         return
+    if size - begin > _LONGEST:
+        raise refusal(f"its last line has {size - begin} bytes and no end")
     file.seek(begin)
     last = file.read(size - begin)
     if _is_object(last):

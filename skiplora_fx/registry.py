@@ -9,11 +9,12 @@ one of its own; so sites are kept by *owner* as well: the graph's runtime, or :d
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -24,6 +25,8 @@ from .controller import Controller
 from .errors import UsageError
 from .live_site import LiveSite, Slot
 from .step_clock import StepClock
+
+_T = TypeVar("_T")
 
 
 class _Backend:
@@ -75,6 +78,9 @@ class _Registry:
     )
     attached: weakref.WeakKeyDictionary[nn.Module, Attached] = field(default_factory=weakref.WeakKeyDictionary)
     pending: deque[Callable[[], None]] = field(default_factory=deque)
+    # Held while they are read, in the order in which they came: models may train in threads of their own, and who asks
+    # has to find what was left before. Not a plain lock, as what is read may warn, and a warning's filter ask again.
+    reading: threading.RLock = field(default_factory=threading.RLock)
 
 
 _registry = _Registry()
@@ -135,10 +141,16 @@ def controller_of(model: nn.Module | None, config: SkipLoraConfig) -> Controller
     return same
 
 
+def _items(kept: weakref.WeakKeyDictionary[nn.Module, _T]) -> list[tuple[nn.Module, _T]]:
+    """Return what is kept of each model; another thread may add its own meanwhile."""
+    models = [model for known in kept.keyrefs() if (model := known()) is not None]
+    return [(model, found) for model in models if (found := kept.get(model)) is not None]
+
+
 def _check_free(policy: object, model: nn.Module) -> None:
     if isinstance(policy, str):
         return
-    for other, controllers in _registry.controllers.items():
+    for other, controllers in _items(_registry.controllers):
         if other is not model and any(controller.policy is policy for controller in controllers):
             raise UsageError(
                 f"the policy {type(policy).__name__} decides for another model already ({type(other).__name__}). It "
@@ -174,9 +186,10 @@ def leave_to_read(read: Callable[[], None]) -> None:
 
 
 def flush() -> None:
-    """Read the ratios of past backwards; waits for the device."""
-    while _registry.pending:
-        _registry.pending.popleft()()
+    """Read the ratios of past backwards; waits for the device, and for another thread that reads them."""
+    with _registry.reading:
+        while _registry.pending:
+            _registry.pending.popleft()()
 
 
 def learn_names(model: nn.Module) -> None:
@@ -286,7 +299,7 @@ def note_attached(model: nn.Module, attached: Attached) -> None:
 
 def forget_attached(attached: Attached) -> None:
     """Have no more sites counted by ``attached``."""
-    for model in [model for model, known in _registry.attached.items() if known is attached]:
+    for model in [model for model, known in _items(_registry.attached) if known is attached]:
         del _registry.attached[model]
 
 
@@ -304,7 +317,7 @@ def clocks_of(model: nn.Module) -> list[StepClock]:
 
 def _attached_to(key: Tensor, owner: object) -> Attached | None:
     """Return what counts the steps of a model whose site this is."""
-    for model, attached in _registry.attached.items():
+    for model, attached in _items(_registry.attached):
         if owner in owners_in(model) and any(parameter is key for parameter in trained_parameters(model)):
             return attached
     return None
@@ -314,7 +327,7 @@ def _attached_like(model: nn.Module) -> list[Attached]:
     """Return what counts the steps of any of a model's sites; graphs that run by themselves have their own."""
     own, trained = set(owners_in(model)) - {BACKEND}, set(map(id, trained_parameters(model)))
     found = []
-    for other, attached in _registry.attached.items():
+    for other, attached in _items(_registry.attached):
         theirs = set(owners_in(other)) - {BACKEND}
         if (own & theirs or not own | theirs) and any(id(shared) in trained for shared in trained_parameters(other)):
             found.append(attached)

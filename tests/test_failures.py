@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -127,12 +128,15 @@ def test_the_report_shows_it_again(
 ) -> None:
     monkeypatch.setattr(passes, "insert_gates", failing)
     with pytest.warns(FallbackWarning) as caught:
-        gradients(compiled(build()), batch())
+        gradients(compiled(build(), max_autotune=False), batch())
     (folder,) = (tmp_path / "skiplora_failures").iterdir()
     assert str(folder) in str(caught[0].message)
     assert sorted(path.name for path in folder.iterdir()) == ["about.json", "error.txt", "repro.py"]
     assert "nothing to share" in (folder / "error.txt").read_text()
-    assert torch.__version__ in (folder / "about.json").read_text()
+    about = json.loads((folder / "about.json").read_text())
+    assert (about["skiplora_fx"], about["torch"]) == (skiplora_fx.__version__, torch.__version__)
+    assert about["inductor"] == {"max_autotune": "False"}
+    assert about["dynamic"] is False
     sabotage = tmp_path / "sabotage.py"
     sabotage.write_text(
         "import runpy, sys\nfrom skiplora_fx import passes\n"
@@ -147,6 +151,28 @@ def test_the_report_shows_it_again(
     assert done.returncode == 0, done.stderr
     sites = 1 if build is Linear else 2
     assert done.stdout.strip() == f"[{sites}]"
+
+
+def test_a_report_leaves_sizes_that_vary_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(passes, "insert_gates", failing)
+    model = Linear()
+    model.compile(backend="skiplora", dynamic=True)
+    with pytest.warns(FallbackWarning):
+        model(batch(3)).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)  # of another compile
+        for rows in (5, 7):
+            model(batch(rows)).sum().backward()
+    (folder,) = (tmp_path / "skiplora_failures").iterdir()
+    assert json.loads((folder / "about.json").read_text())["dynamic"] is True
+
+
+def test_the_options_of_a_mode_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(passes, "find_lora", failing)
+    with pytest.warns(FallbackWarning):
+        gradients(torch.compile(Linear(), backend="skiplora", mode="max-autotune-no-cudagraphs"), batch())
+    (folder,) = (tmp_path / "skiplora_failures").iterdir()
+    assert json.loads((folder / "about.json").read_text())["inductor"]["max_autotune"] == "True"
 
 
 def test_a_report_that_cannot_be_saved_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

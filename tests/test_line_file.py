@@ -39,6 +39,17 @@ def test_a_cut_line_longer_than_a_block(tmp_path: Path) -> None:
     assert read_log(path).steps == [0, 1, 2]
 
 
+def test_a_last_line_longer_than_any_is_not_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "log.jsonl", 2)
+    whole = path.stat().st_size
+    os.truncate(path, whole + 2**26 + 1)
+    log = StepLog(path)
+    for _ in range(2):
+        with pytest.raises(UsageError, match="cannot be written: its last line has 67108865 bytes and no end"):
+            log.step(2, ROWS)
+    assert path.stat().st_size == whole + 2**26 + 1
+
+
 def test_a_header_that_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"format": "skipl')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -66,7 +67,8 @@ def read_snapshot(path: str | Path, limit: int = LIMIT) -> Snapshot:
         limit: bytes that the file may have.
 
     Raises:
-        UsageError: there is no such file, it is too large, it is no snapshot, or something in it cannot be meant.
+        UsageError: there is no such file, it is no regular one or too large, it is no snapshot, or something in it
+            cannot be meant.
     """
     text = _text(Path(path), limit)
     try:
@@ -80,11 +82,16 @@ def read_snapshot(path: str | Path, limit: int = LIMIT) -> Snapshot:
 
 
 def _text(path: Path, limit: int) -> str:
+    """Return what a file holds. How much that is shows when it is read: files below ``/proc`` say they have 0 bytes."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise UsageError(f"{path} has {size} bytes, and a snapshot of at most {limit} is read")
-        return path.read_text(encoding="utf-8")
+        # To open a pipe would wait for its writer, and a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{path} is no regular file, and a snapshot is read from one")
+        with path.open("rb") as file:
+            read = file.read(limit + 1)
+        if len(read) > limit:
+            raise UsageError(f"{path} has more than {limit} bytes, the most that is read of a snapshot")
+        return read.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx
 
+from .._torch_compat import OpOverload
 from ..passes.dataflow import value_of
 from ..passes.find_lora import source_line
 from ..passes.flops import flops_of
@@ -57,7 +58,7 @@ def target_name(target: Any) -> str:
     """Return a target's qualified name, which unlike ``str`` holds no address."""
     if isinstance(target, str):
         return target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return f"{target.namespace}.{target.name().rpartition('::')[2]}"
     name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None)
     module = getattr(target, "__module__", None) or ""
@@ -75,7 +76,7 @@ def _class_name(kind: Any) -> str:
 
 
 def _is_aten(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and "val" in node.meta
+    return isinstance(node.target, OpOverload) and "val" in node.meta
 
 
 def _origin(node: fx.Node) -> tuple[str, ...]:

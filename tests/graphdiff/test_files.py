@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,27 @@ def test_what_is_no_snapshot_is_refused(text: str, told: str, tmp_path: Path) ->
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text("{}" * 10)
-    with pytest.raises(UsageError, match="has 20 bytes, and a snapshot of at most 10"):
+    with pytest.raises(UsageError, match="has more than 10 bytes, the most that is read of a snapshot"):
         read_snapshot(path, limit=10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no files of unknown size")
+def test_a_file_that_says_it_is_empty_is_not_read_beyond_the_limit() -> None:
+    assert Path("/proc/self/status").stat().st_size == 0
+    with pytest.raises(UsageError, match="has more than 10 bytes"):
+        read_snapshot("/proc/self/status", limit=10)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UsageError, match=r"pipe\.json is no regular file, and a snapshot is read from one"):
+        read_snapshot(tmp_path / "pipe.json")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no regular file"):
+        read_snapshot(tmp_path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
