@@ -176,7 +176,7 @@ class Controller:
         name = type(self.policy).__name__
         if saved.policy != name:
             raise ConfigError(
-                f"the checkpoint was made under policy {saved.policy}, and this run has {name}. Resume with the same "
+                f"{saved.source} was made under policy {saved.policy}, and this run has {name}. Resume with the same "
                 "policy, or from a checkpoint without its state."
             )
         if hasattr(self.policy, "load_state_dict"):
@@ -184,7 +184,7 @@ class Controller:
                 copy.deepcopy(self.policy).load_state_dict(saved.state)
             except Exception as error:
                 found = f"({reason_of(error)}): {saved.state!r:.200}"
-                raise ConfigError(f"the checkpoint's state of policy {name} cannot be loaded {found}") from error
+                raise ConfigError(f"{saved.source}: its state of policy {name} cannot be loaded {found}") from error
 
     def resume(self, saved: SavedController) -> None:
         """Go on from what :meth:`saved` returned. Sites that are still to be met are restored when they are.
