@@ -51,6 +51,7 @@ __all__ = [
     "gathered_parameters",
     "get_hash_for_files",
     "global_inductor_option",
+    "gloo_between",
     "has_hooks",
     "has_pytree_inputs",
     "has_side_effect",
@@ -183,6 +184,19 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
             for sharded in (sharded for group in groups if group is not None for sharded in group.fsdp_params):
                 if hasattr(sharded, "_unsharded_param"):  # from its first forward on
                     yield sharded._unsharded_param, sharded.sharded_param
+
+
+def gloo_between(members: Sequence[int]) -> Any:
+    """Return a gloo backend between some ranks of the default group, of which each has to call this.
+
+    ``new_group`` with local synchronization finds the others by a name that is made of the number of groups a rank
+    belongs to: where ranks belong to different numbers of them, they would wait for each other for ever.
+    """
+    from torch.distributed.distributed_c10d import _get_default_store  # where the processes of a run find each other
+
+    store = torch.distributed.PrefixStore(f"skiplora/{'_'.join(map(str, members))}", _get_default_store())
+    own = list(members).index(torch.distributed.get_rank())
+    return torch.distributed.ProcessGroupGloo(store, own, len(members), torch.distributed.default_pg_timeout)
 
 
 def runs_in_ddp() -> bool:
