@@ -101,6 +101,27 @@ def each_for_itself(sync: str) -> tuple[dict[str, Tensor], list[str]]:
     return grads, [str(warning.message) for warning in told if "sync=" in str(warning.message)]
 
 
+def parting() -> str:
+    """Return what is said where each rank would drop gradients by its own mask."""
+    _, wrapped, _ = _ddp(policy=OfRank(), sync="none", skipped_grad="none")
+    with pytest.raises(skiplora_fx.UsageError) as error:
+        wrapped(_own())
+    return str(error.value)
+
+
+def threshold_of_one_rank() -> list[str]:
+    """Set a threshold on the last rank alone; return the warnings."""
+    model, wrapped, optimizer = _ddp(threshold=0.0)
+    skiplora_fx.attach(model, optimizer)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _train(wrapped, optimizer, 1, _own())
+        if dist.get_rank():
+            skiplora_fx.set_threshold(model, math.inf, sites=SITES[0])
+        _train(wrapped, optimizer, 2, _own())
+    return [str(warning.message) for warning in told if "sync=" in str(warning.message)]
+
+
 def without_an_optimizer() -> tuple[list[float], list[str]]:
     """Train without ``attach``; return ratios and warnings."""
     model, wrapped, optimizer = _ddp(threshold=0.3)
@@ -230,6 +251,8 @@ def scenarios() -> dict[str, Any]:
         "nan": with_a_nan(),
         "mean": each_for_itself("mean"),
         "none": each_for_itself("none"),
+        "parting": parting(),
+        "threshold": threshold_of_one_rank(),
         "unattached": without_an_optimizer(),
         "unequal": {around: unequal_work(around) for around in (False, True)},
         "refused": refused(),
@@ -284,6 +307,17 @@ def test_a_policy_that_answers_differently_is_warned_of_once(ranks: list[dict[st
         (message,) = rank["mean"][1]
         assert "was open in 1 of 2 backwards" in message
         assert rank["none"][1] == []
+
+
+def test_a_threshold_that_is_set_on_one_rank_is_warned_of_once(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        (message,) = rank["threshold"]
+        assert f"the gate of {SITES[0]} was open in 1 of 2 backwards" in message
+
+
+def test_masks_of_their_own_by_which_ranks_would_drop_gradients_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "the ranks' parameters would part. Set sync='mean'" in rank["parting"]
 
 
 def test_without_an_optimizer_each_rank_decides_for_itself_and_says_so(ranks: list[dict[str, Any]]) -> None:
