@@ -132,8 +132,10 @@ def without_an_optimizer() -> tuple[list[float], list[str]]:
     return [site.ratio for site in skiplora_fx.sites(model)], messages
 
 
-def unequal_work(around: bool = False) -> list[list[float]]:
+def unequal_work(around: bool = False) -> tuple[list[list[float]], list[str]]:
     """Let the last rank leave out the forward of the first step, and of a later one; no wrapper communicates.
+
+    Return ratios and decisions after each step but the first, and the warnings.
 
     Args:
         around: whether something around the model is compiled, of which the model that is attached knows nothing.
@@ -146,7 +148,7 @@ def unequal_work(around: bool = False) -> list[list[float]]:
         model.compile(**chosen)
     optimizer = sgd(model)
     attachment = skiplora_fx.attach(model, optimizer)
-    found = []
+    found, told = [], []
     for step in range(4):
         if dist.get_rank() == 0 or step in (1, 3):
             for _ in range(1 + dist.get_rank()):
@@ -155,11 +157,14 @@ def unequal_work(around: bool = False) -> list[list[float]]:
             model.eval()
             called(_own())
             model.train()
-        optimizer.step()
+        with warnings.catch_warnings(record=True) as messages:
+            warnings.simplefilter("always")
+            optimizer.step()
+        told += [str(warning.message) for warning in messages if "sync=" in str(warning.message)]
         optimizer.zero_grad()
         if step > 0:
             found.append([*(site.ratio for site in attachment.sites()), *_decisions(attachment)])
-    return found
+    return found, told
 
 
 def refused() -> list[str]:
@@ -330,8 +335,9 @@ def test_without_an_optimizer_each_rank_decides_for_itself_and_says_so(ranks: li
 
 @pytest.mark.parametrize("around", [False, True])
 def test_no_rank_waits_for_another_with_less_to_do(around: bool, ranks: list[dict[str, Any]]) -> None:
-    first, second = (rank["unequal"][around] for rank in ranks)
+    (first, told), (second, _) = (rank["unequal"][around] for rank in ranks)
     assert [len(row) for row in first] == [2 * len(SITES)] * 3
+    assert [f"only 1 of 2 ranks have run {SITES[0]} in training" in message for message in told] == [True]
     # A rank that met a site later knows less of it; from then on both know the same of its last step.
     assert first == second
 
