@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple, cast
@@ -47,6 +47,8 @@ __all__ = [
     "capture_graphs",
     "compile_ahead",
     "compile_cache_dir",
+    "compile_options_in",
+    "compile_options_of_process",
     "compile_with_inductor",
     "current_backward",
     "dynamo_counters",
@@ -56,6 +58,7 @@ __all__ = [
     "gathered_parameters",
     "get_hash_for_files",
     "global_inductor_option",
+    "gloo_between",
     "has_hooks",
     "has_pytree_inputs",
     "has_side_effect",
@@ -196,6 +199,19 @@ def gathered_parameters(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
                     yield sharded._unsharded_param, sharded.sharded_param
 
 
+def gloo_between(members: Sequence[int]) -> Any:
+    """Return a gloo backend between some ranks of the default group, of which each has to call this.
+
+    ``new_group`` with local synchronization finds the others by a name that is made of the number of groups a rank
+    belongs to: where ranks belong to different numbers of them, they would wait for each other for ever.
+    """
+    from torch.distributed.distributed_c10d import _get_default_store  # where the processes of a run find each other
+
+    store = torch.distributed.PrefixStore(f"skiplora/{'_'.join(map(str, members))}", _get_default_store())
+    own = list(members).index(torch.distributed.get_rank())
+    return torch.distributed.ProcessGroupGloo(store, own, len(members), torch.distributed.default_pg_timeout)
+
+
 def runs_in_ddp() -> bool:
     """Return whether the forward of a DistributedDataParallel is running."""
     return nn.parallel.DistributedDataParallel._get_active_ddp_module() is not None  # Dynamo asks the same
@@ -232,6 +248,48 @@ def is_compiled_wrapper(model: object) -> bool:
     from torch._dynamo import OptimizedModule
 
     return isinstance(model, OptimizedModule)
+
+
+def compile_options_in(model: nn.Module, backend: str) -> list[Mapping[str, Any]]:
+    """Return the options under which parts of ``model`` are compiled by a backend, be it that none has run yet.
+
+    What a function around them is compiled with cannot be seen from them.
+    """
+    found = (_compiler_of(module) for module in model.modules())
+    return [options for compiler in found if (options := _options_for(backend, compiler)) is not None]
+
+
+def compile_options_of_process(backend: str) -> list[Mapping[str, Any]]:
+    """Return the options of all that was given to ``torch.compile`` for a backend since Dynamo was last reset."""
+    from torch._dynamo.eval_frame import cached_backends  # filled when torch.compile is called, before any forward
+
+    found = (_options_for(backend, compiler) for compiler in list(cached_backends.values()))
+    return [options for options in found if options is not None]
+
+
+def _compiler_of(module: nn.Module) -> Any:
+    """Return what Dynamo is to hand a module's graphs to, inside its own wrappers; None if there is no such thing."""
+    if is_compiled_wrapper(module):
+        found: Any = getattr(module.dynamo_ctx, "callback", None)
+    else:
+        # Module.compile keeps the function that torch.compile made, and that what it calls, in its closure alone.
+        function = module.__dict__.get("_compiled_call_impl")
+        cells = dict(zip(_free_names(function), getattr(function, "__closure__", None) or (), strict=True))
+        found = cells["callback"].cell_contents if "callback" in cells else None
+    while hasattr(found, "_torchdynamo_orig_backend"):
+        found = found._torchdynamo_orig_backend
+    return found
+
+
+def _free_names(function: Any) -> tuple[str, ...]:
+    return function.__code__.co_freevars if hasattr(function, "__code__") else ()
+
+
+def _options_for(backend: str, compiler: Any) -> Mapping[str, Any] | None:
+    """Return the options that ``torch.compile`` keeps for a backend of this name; None if it is another."""
+    if getattr(getattr(compiler, "compiler_fn", None), "__name__", None) != backend:
+        return None
+    return cast(Mapping[str, Any], compiler.kwargs.get("options") or {})
 
 
 def save_not_recompute(node: fx.Node) -> None:

@@ -28,7 +28,7 @@ from .registry import (
     note_attached,
     trained_parameters,
 )
-from .saved_state import read_state, state_of
+from .saved_state import SOURCE, read_state, state_of
 from .shared_step import SharedSteps
 from .step_clock import StepClock
 from .step_log import StepLog
@@ -91,13 +91,17 @@ class Attachment:
         met = [controller.saved() for controller in self.clock.controllers()]
         return state_of(self.clock.steps, run, [*met, *self.clock.saved])
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, source: str = SOURCE) -> None:
         """Go on from what :meth:`state_dict` returned. Sites that are still to be found are restored when they are.
+
+        Args:
+            state: what it returned.
+            source: what that was read from, such as the name of a file, for errors.
 
         Raises:
             ConfigError: the state is not one, or was made under another policy; nothing has changed then.
         """
-        steps, run, left = read_state(state)
+        steps, run, left = read_state(state, source)
         found = []
         for controller in self.clock.controllers():
             saved = next((saved for saved in left if any(saved.holds(site.id) for site in controller.sites())), None)

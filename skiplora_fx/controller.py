@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ._torch_compat import runs_in_join
+from ._torch_compat import runs_in_ddp, runs_in_join
 from .awaited import AwaitedSites
 from .config import SkipLoraConfig
 from .errors import ConfigError, UsageError, reason_of
@@ -21,7 +21,7 @@ from .live_site import LiveSite
 from .model_graphs import FlopsOf, ModelGraphs
 from .policy import OPEN, SHUT, MinActive, Observation, Only, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
 from .policy.wrappers import Wrapper
-from .ranks import several
+from .ranks import is_sharded, several
 from .saved_state import SavedController
 from .step_clock import StepClock
 
@@ -108,12 +108,8 @@ class Controller:
         return site.threshold if isinstance(self.policy, Threshold) else self._shown.get(site, site.threshold)
 
     def _decide(self, step: int) -> None:
-        if self.config.sync == "mean" and several() and runs_in_join():
-            raise UsageError(
-                "sync='mean': inside DistributedDataParallel.join() a rank that has run out of batches steps no more, "
-                "and the others would wait for it at their next step. Set sync='none', with which each rank decides "
-                "for itself, or give all ranks as many batches."
-            )
+        if several():
+            self._check_what_ranks_share()
         if needs(self.policy, "history") or self.config.decision == "previous":
             self._flush()
         self._warn_if_nobody_counts(step)
@@ -126,6 +122,24 @@ class Controller:
                 self._shown[site] = by_policy
                 # What was said in this step stands: a site may have been met since, in the first forward.
                 self._decided[site] = before.get(site, self._held(site, threshold))
+
+    def _check_what_ranks_share(self) -> None:
+        """Raise UsageError where ranks would wait for each other for ever, or the copies of the model would part."""
+        if self.config.sync == "mean" and runs_in_join():
+            raise UsageError(
+                "sync='mean': inside DistributedDataParallel.join() a rank that has run out of batches steps no more, "
+                "and the others would wait for it at their next step. Set sync='none', with which each rank decides "
+                "for itself, or give all ranks as many batches."
+            )
+        if self.config.sync == self.config.skipped_grad == "none" and (runs_in_ddp() or self._is_sharded()):
+            raise UsageError(
+                "skipped_grad='none' with sync='none': each rank would keep from its optimizer what it has skipped "
+                "itself, also where another has not, and the ranks' parameters would part. Set sync='mean', with which "
+                "all skip the same, or skipped_grad='zero'."
+            )
+
+    def _is_sharded(self) -> bool:
+        return any(is_sharded(parameter) for site in self.sites() for parameter in site.parameters())
 
     def _warn_if_nobody_counts(self, step: int) -> None:
         if not step or self._warned or self.clock.attached:
@@ -176,7 +190,7 @@ class Controller:
         name = type(self.policy).__name__
         if saved.policy != name:
             raise ConfigError(
-                f"the checkpoint was made under policy {saved.policy}, and this run has {name}. Resume with the same "
+                f"{saved.source} was made under policy {saved.policy}, and this run has {name}. Resume with the same "
                 "policy, or from a checkpoint without its state."
             )
         if hasattr(self.policy, "load_state_dict"):
@@ -184,7 +198,7 @@ class Controller:
                 copy.deepcopy(self.policy).load_state_dict(saved.state)
             except Exception as error:
                 found = f"({reason_of(error)}): {saved.state!r:.200}"
-                raise ConfigError(f"the checkpoint's state of policy {name} cannot be loaded {found}") from error
+                raise ConfigError(f"{saved.source}: its state of policy {name} cannot be loaded {found}") from error
 
     def resume(self, saved: SavedController) -> None:
         """Go on from what :meth:`saved` returned. Sites that are still to be met are restored when they are.

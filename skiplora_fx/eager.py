@@ -35,6 +35,7 @@ class GateRuntime(nn.Module):
 
     Attributes:
         slots: the sites.
+        config: the options they are gated by.
         held: whether decisions are taken before the forward.
         truncates: whether a truncation may stop a gradient in this call.
         counts: whether the backward of the forward that is running is one to be counted.
@@ -46,7 +47,7 @@ class GateRuntime(nn.Module):
         super().__init__()
         self.slots = tuple(slots)
         self.held = config.decision == "previous"
-        self._config = config
+        self.config = config
         self._flops = flops
         self._controller = controller_of(None, config)
         self._binding: Binding | None = None
@@ -62,10 +63,10 @@ class GateRuntime(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateRuntime:
         # Two graphs, two policies: one that is an object keeps what it knows of one model.
-        return GateRuntime(self.slots, copy.deepcopy(self._config, memo), self._flops)
+        return GateRuntime(self.slots, copy.deepcopy(self.config, memo), self._flops)
 
     def __reduce__(self) -> Any:
-        return GateRuntime, (self.slots, self._config, self._flops)
+        return GateRuntime, (self.slots, self.config, self._flops)
 
     def bind(self, trained: Sequence[Tensor]) -> Binding:
         """Return the sites that train ``trained``."""

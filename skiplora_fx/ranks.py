@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from typing import cast
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
 
+from ._torch_compat import gloo_between
 from .errors import UsageError
 
 
@@ -72,7 +73,7 @@ class Ranks:
         Args:
             numbers: of the same shape everywhere.
         """
-        dist.all_reduce(numbers, group=self._group())
+        self._group().allreduce([numbers]).wait()
         return numbers
 
     def gather(self, numbers: Tensor) -> list[Tensor]:
@@ -82,10 +83,10 @@ class Ranks:
             numbers: of the same shape everywhere, on the CPU.
         """
         found = [numbers.clone() for _ in range(self.size)]
-        dist.all_gather(found, numbers, group=self._group())
+        self._group().allgather([found], [numbers]).wait()
         return found
 
-    def _group(self) -> dist.ProcessGroup:
+    def _group(self) -> Any:
         if not dist.is_gloo_available():
             raise UsageError(
                 "sync='mean' exchanges ratios through gloo, and this torch is built without it. Set sync='none', with "
@@ -94,12 +95,10 @@ class Ranks:
         made = _made.setdefault(dist.group.WORLD, {})
         members = tuple(dist.get_process_group_ranks(self._members))
         if members not in made:
-            made[members] = dist.new_group(list(members), backend="gloo", use_local_synchronization=True)
+            made[members] = gloo_between(members)
         return made[members]
 
 
-# By default group, and then by members. Whoever attaches again takes the one that there is: torch finds the processes
-# of a group by a name that it makes of its members, and would find those of one that has been destroyed.
-_made: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[tuple[int, ...], dist.ProcessGroup]] = (
-    weakref.WeakKeyDictionary()
-)
+# By default group, and then by members. Whoever attaches again takes the one that there is: the processes of a group
+# find each other by its members, and would find those of one that has been destroyed.
+_made: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()

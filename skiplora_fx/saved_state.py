@@ -12,6 +12,9 @@ from .policy import site_id
 
 FORMAT = 2
 
+SOURCE = "the checkpoint"
+"""What a state was read from, where nobody says."""
+
 
 @dataclass(frozen=True)
 class SavedController:
@@ -21,11 +24,13 @@ class SavedController:
         policy: the name of its policy's type.
         state: what the policy remembers.
         sites: the state of each site, as :meth:`~.live_site.LiveSite.state_dict` gives it, in the order of the forward.
+        source: what it was read from, in words.
     """
 
     policy: str
     state: Mapping[str, Any]
     sites: Sequence[Mapping[str, Any]]
+    source: str = SOURCE
 
     def holds(self, id: str) -> bool:
         """Return whether it knows a site of this id."""
@@ -42,12 +47,28 @@ def state_of(steps: int, run: str | None, controllers: Sequence[SavedController]
     return {"format": FORMAT, "steps": steps, "run": run, "controllers": saved}
 
 
-def read_state(state: Any) -> tuple[int, str | None, list[SavedController]]:
+def read_state(state: Any, source: str = SOURCE) -> tuple[int, str | None, list[SavedController]]:
     """Return the number of steps, the log's name of the run, and what is kept of each controller.
+
+    Args:
+        state: as :func:`state_of` returned it, or JSON did.
+        source: what it was read from, for errors.
 
     Raises:
         ConfigError: the state is none that this version has written; says what is wrong with it.
     """
+    try:
+        return _read_state(state, source)
+    except _NotAState as error:
+        what = "this is not what Attachment.state_dict() of this version returns"
+        raise ConfigError(f"{source}: {what}: {error}") from None
+
+
+class _NotAState(ValueError):
+    """Says what is wrong with a state."""
+
+
+def _read_state(state: Any, source: str) -> tuple[int, str | None, list[SavedController]]:
     _check(isinstance(state, Mapping), f"it is a {type(state).__name__}")
     whole = {"format", "steps", "run", "controllers"} <= state.keys()
     _check(whole, f"it holds {', '.join(map(str, state)) or 'nothing'}")
@@ -56,10 +77,10 @@ def read_state(state: Any) -> tuple[int, str | None, list[SavedController]]:
     _check(_is_count(steps), f"its number of steps is {steps!r}")
     _check(isinstance(controllers, list), f"its controllers are a {type(controllers).__name__}")
     _check(run is None or isinstance(run, str), f"its run is {run!r}")
-    return steps, run, [_read_controller(saved) for saved in controllers]
+    return steps, run, [_read_controller(saved, source) for saved in controllers]
 
 
-def _read_controller(saved: Any) -> SavedController:
+def _read_controller(saved: Any, source: str) -> SavedController:
     whole = isinstance(saved, Mapping) and {"policy", "state", "sites"} <= saved.keys()
     _check(whole, f"a controller in it is {str(saved)[:80]}")
     policy, state, sites = saved["policy"], saved["state"], saved["sites"]
@@ -67,7 +88,7 @@ def _read_controller(saved: Any) -> SavedController:
     _check(isinstance(sites, list), f"the sites in it are a {type(sites).__name__}")
     for site in sites:
         _check_site(site)
-    return SavedController(policy, state, sites)
+    return SavedController(policy, state, sites, source)
 
 
 def _check_site(site: Any) -> None:
@@ -84,4 +105,4 @@ def _is_count(value: Any) -> bool:
 
 def _check(right: bool, found: str) -> None:
     if not right:
-        raise ConfigError(f"this is not what Attachment.state_dict() of this version returns: {found}")
+        raise _NotAState(found)

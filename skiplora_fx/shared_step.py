@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._torch_compat import compile_options_in, compile_options_of_process
 from .controller import Controller
 from .errors import UsageError
 from .live_site import LiveSite, Seen
 from .ranks import Ranks
-from .registry import flush, owners_in, sites_of, trained_parameters
+from .registry import BACKEND, flush, owners_in, sites_of, trained_parameters
 
 ALIKE = ("the parameters that train", "the options", "what is known from earlier steps")
 """What has to be the same on every rank before the first step that they share."""
@@ -48,7 +49,7 @@ class SharedSteps:
 
         One vector is exchanged, in which each parameter that trains has a place: its length is the same on all ranks,
         whatever each of them has met. A rank whose model has not run in training yet takes part as well, as the others
-        may wait for it.
+        may wait for it. With ``sync="none"`` nothing is exchanged, and on such a rank neither.
 
         Args:
             controllers: who decides for the model, as far as it has run.
@@ -59,7 +60,8 @@ class SharedSteps:
         """
         model = self._model()
         sharing = [controller for controller in controllers if controller.config.sync == "mean"]
-        if model is None or not self.ranks.several or (controllers and not sharing):
+        self._places = []
+        if model is None or not self.ranks.several or not _exchanges(model, controllers):
             return
         flush()
         if not self._begun:
@@ -113,6 +115,23 @@ class SharedSteps:
             "alike: seed one that draws at random with the same number. With sync='none' each decides for itself.",
             stacklevel=2,
         )
+
+
+def _exchanges(model: nn.Module, controllers: Sequence[Controller]) -> bool:
+    """Return whether the ranks exchange anything: all answer alike, whatever each of them has met so far.
+
+    The options that the parts of the model are compiled with say so, also where none has run yet. Where only something
+    around the model is compiled, as a function or DistributedDataParallel, they are not to be found in it: then those
+    of what has run do, and on a rank where nothing has, those of all that is compiled in the process.
+    """
+    graphs = {graph.config.sync for graph in owners_in(model) if graph is not BACKEND}
+    known = graphs | _syncs(compile_options_in(model, "skiplora"))
+    known = known or {controller.config.sync for controller in controllers}
+    return "mean" in (known or _syncs(compile_options_of_process("skiplora")))
+
+
+def _syncs(compiled: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {options.get("sync", "mean") for options in compiled}
 
 
 def _places(model: nn.Module, sharing: Sequence[Controller]) -> list[LiveSite | None]:

@@ -23,7 +23,11 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *begin, *map(str, arguments)]
     # The last word belongs to the test, not to what a developer has set.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    except subprocess.TimeoutExpired as late:
+        said = [part.decode(errors="replace") for part in (late.stdout, late.stderr) if part]
+        return pytest.fail("\n".join([f"{script} was not done after {late.timeout:.0f} s; it said:", *said]))
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +80,41 @@ def test_a_policy_and_a_log(model_folder: Path, glue: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("wrap", ["ddp", "shard"])
 def test_two_processes(wrap: str, tmp_path: Path) -> None:
-    log, ranks = tmp_path / "log.jsonl", ["--standalone", "--nproc-per-node", "2"]
+    log, told = tmp_path / "log.jsonl", tmp_path / "told"
+    ranks = ["--standalone", "--nproc-per-node", "2", "--redirects", "2", "--log-dir", told]
     sizes = ["--layers", 1, "--hidden", 32, "--batch_size", 2, "--max_length", 16, "--max_steps", 3]
     chosen = ["--wrap", wrap, "--policy", "freeze", "--warmup_steps", 1, "--log_file", log]
     done = run("-m", "torch.distributed.run", *ranks, ROOT / "examples/train_distributed.py", *sizes, *chosen)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *_told_by_ranks(told)])
     assert [f"step {step}: loss" in done.stdout for step in range(3)] == [True] * 3
     assert done.stdout.count("adapters skipped in the last backward") == 1
     found = read_log(log)
     assert (found.runs, found.steps, len(found.losses)) == (1, [0, 1, 2], 3)
+
+
+def _told_by_ranks(folder: Path) -> list[str]:
+    """Return what each rank wrote to stderr, headed by its number."""
+    found = sorted(folder.glob("**/stderr.log"), key=lambda path: path.parent.name)
+    return [f"--- stderr of rank {path.parent.name}\n{path.read_text(errors='replace')}" for path in found]
+
+
+FAILS = """
+import os, pathlib, sys, time
+print("I am", os.environ["RANK"], file=sys.stderr)
+pathlib.Path(sys.argv[1], os.environ["RANK"]).touch()
+while not all(pathlib.Path(sys.argv[1], rank).exists() for rank in "01"):
+    time.sleep(0.01)
+sys.exit(3)
+"""
+"""Fails when both processes have said something."""
+
+
+def test_when_processes_fail_what_each_of_them_said_is_told(tmp_path: Path) -> None:
+    script, told = tmp_path / "fails.py", tmp_path / "told"
+    script.write_text(FAILS)
+    ranks = ["--standalone", "--nproc-per-node", "2", "--redirects", "2", "--log-dir", told]
+    assert run("-m", "torch.distributed.run", *ranks, script, tmp_path).returncode != 0
+    assert [said.splitlines()[1] for said in _told_by_ranks(told)] == ["I am 0", "I am 1"]
 
 
 def test_a_model_that_is_nowhere_is_one_paragraph(glue: Path) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +50,11 @@ class Kept(TrainerCallback):
 
 
 def trained(
-    directory: Path, options: dict[str, Any], resume: Path | None = None, **overrides: Any
+    directory: Path,
+    options: dict[str, Any],
+    resume: Path | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    **overrides: Any,
 ) -> tuple[list[Any], dict[str, Tensor]]:
     """Train; return what each step decided, and what was learnt."""
     torch.compiler.reset()
@@ -56,10 +65,18 @@ def trained(
         model=model,
         args=arguments(directory, **{"max_steps": STEPS, "seed": 3, **overrides}),
         train_dataset=rows(40),
-        callbacks=[kept, SkipLoraCallback(warmup_steps=1, probe_every=3, **options)],
+        callbacks=[kept, SkipLoraCallback(warmup_steps=1, probe_every=3, **options), *callbacks],
     )
     trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
     return kept.steps, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def change_state(checkpoint: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Have ``change`` at what a checkpoint keeps of callbacks."""
+    file = checkpoint / "trainer_state.json"
+    state = json.loads(file.read_text())
+    change(state["stateful_callbacks"])
+    file.write_text(json.dumps(state))
 
 
 @pytest.fixture(scope="module", params=OPTIONS, ids=lambda name: name.split(",")[0])
@@ -85,11 +102,71 @@ def test_without_the_saved_state_the_run_would_be_another(whole: Any, tmp_path: 
     checkpoint.mkdir()
     for file in (directory / f"checkpoint-{HALF}").iterdir():
         (checkpoint / file.name).write_bytes(file.read_bytes())
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    state["stateful_callbacks"].pop("SkipLoraCallback")
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    change_state(checkpoint, lambda callbacks: callbacks.pop("SkipLoraCallback"))
     resumed_steps, _ = trained(tmp_path / "out", options, checkpoint)
     assert resumed_steps != steps[HALF:]
+
+
+class KilledLater(TrainerCallback):
+    """Ends the process as ``kill -9`` does, a step after the one that was saved."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == HALF + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _part_of_a_run(directory: Path, options: dict[str, Any], killed: bool) -> None:
+    """Train until it is killed, or from the checkpoint to the end."""
+    torch.set_num_threads(1)  # as the tests do
+    if killed:
+        trained(directory, options, callbacks=(KilledLater(),), save_strategy="steps", save_steps=HALF)
+    else:
+        trained(directory, options, directory / f"checkpoint-{HALF}")
+
+
+def test_a_run_that_was_killed_goes_on_as_one_that_was_not(tmp_path: Path) -> None:
+    options, logs = OPTIONS["quantile, by the last ratio"], (tmp_path / "killed.jsonl", tmp_path / "whole.jsonl")
+    for killed, exit_code in ((True, -signal.SIGKILL), (False, 0)):
+        arguments = (tmp_path, {**options, "log": logs[0]}, killed)
+        process = multiprocessing.get_context("spawn").Process(target=_part_of_a_run, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == exit_code
+        assert killed == (read_log(logs[0]).steps[-1] < STEPS - 1)
+    trained(tmp_path / "whole", {**options, "log": logs[1]})
+    found, right = map(read_log, logs)
+    assert (found.runs, found.steps, found.sites) == (1, list(range(STEPS)), right.sites)
+    assert not bool(right.open[HALF:].all()), "nothing to tell the runs apart by"
+    for name in ("ratio", "threshold", "open"):
+        torch.testing.assert_close(getattr(found, name), getattr(right, name), rtol=0, atol=0, equal_nan=True)
+
+
+SPOILT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no attributes": (lambda kept: kept.pop("attributes"), r"SkipLoraCallback in its stateful_callbacks is not what"),
+    "no state": (lambda kept: kept["attributes"].update(saved=[]), r"this is not what .* returns: it is a list"),
+    "cut off": (lambda kept: kept["attributes"]["saved"].pop("controllers"), r"this is not what .* returns: it holds"),
+    "a policy's": (
+        lambda kept: kept["attributes"]["saved"]["controllers"][0].update(state={}),
+        r"its state of policy Quantile cannot be loaded \(KeyError: ",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint."""
+    directory = tmp_path_factory.mktemp("saved")
+    trained(directory, OPTIONS["quantile, by the last ratio"], max_steps=1, save_strategy="steps", save_steps=1)
+    return directory / "checkpoint-1"
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_checkpoint_that_was_spoilt_is_refused_by_its_name(what: str, saved: Path, tmp_path: Path) -> None:
+    spoil, reason = SPOILT[what]
+    checkpoint = Path(shutil.copytree(saved, tmp_path / "checkpoint"))
+    change_state(checkpoint, lambda callbacks: spoil(callbacks["SkipLoraCallback"]))
+    with pytest.raises(skiplora_fx.ConfigError, match=f"^trainer_state.json of the checkpoint at step 1: {reason}"):
+        trained(tmp_path, OPTIONS["quantile, by the last ratio"], checkpoint)
 
 
 def test_callbacks_made_anew_by_the_trainer(tmp_path: Path) -> None:

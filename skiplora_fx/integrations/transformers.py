@@ -17,7 +17,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 from .._torch_compat import is_compiled_wrapper
 from ..attach import Attachment, attach
 from ..config import SkipLoraConfig
-from ..errors import UsageError
+from ..errors import ConfigError, UsageError
 from ..live import sites
 from ..live_site import SiteState
 from ..step_log import StepLog
@@ -79,7 +79,7 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         self._attachment = attach(model, kwargs["optimizer"], log=self._log if state.is_world_process_zero else None)
         saved = self._saved_in(state)
         if saved is not None:
-            self._attachment.load_state_dict(saved)
+            self._attachment.load_state_dict(saved, source=_source(state))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the numbers to the logs of a training step."""
@@ -100,10 +100,22 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         self._detach()
 
     def _saved_in(self, state: TrainerState) -> Mapping[str, Any] | None:
-        """Return what the checkpoint that a run is resumed from says; None at the start of a run."""
+        """Return what the checkpoint that a run is resumed from says; None at the start of a run.
+
+        Raises:
+            ConfigError: it holds something else in the place.
+        """
         found: Any = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        first = found[0] if isinstance(found, list) else found
-        return first["attributes"]["saved"] if first else None
+        first = found[0] if isinstance(found, list) and found else found
+        if not first:
+            return None
+        try:
+            return first["attributes"]["saved"]
+        except (TypeError, LookupError):
+            raise ConfigError(
+                f"{_source(state)}: {type(self).__name__} in its stateful_callbacks is not what state() of this "
+                f"version returns: {first!r:.200}"
+            ) from None
 
     def _go_first(self) -> None:
         """Move to the front of the trainer's callbacks.
@@ -121,6 +133,10 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+
+def _source(state: TrainerState) -> str:
+    return f"trainer_state.json of the checkpoint at step {state.global_step}"
 
 
 def scalars(states: list[SiteState]) -> dict[str, float]:

@@ -123,11 +123,11 @@ def resumed() -> dict[str, Any]:
     return {"whole": whole["opens"], "rest": rest["opens"], "state": rest["state"], "same": same}
 
 
-def norms(folder: str) -> tuple[list[float], list[float]]:
+def norms(folder: str, sync: str) -> tuple[list[float], list[float]]:
     """Log on the first rank; return the gradient norm that is measured, and that of the whole gradients."""
-    model = sharded(Case())
+    model = sharded(Case(), sync=sync)
     optimizer = sgd(model)
-    attachment = skiplora_fx.attach(model, optimizer, log=Path(folder, "run.jsonl"))
+    attachment = skiplora_fx.attach(model, optimizer, log=Path(folder, f"{sync}.jsonl"))
     measured, right = [], []
     for _ in range(2):
         optimizer.zero_grad()
@@ -136,6 +136,14 @@ def norms(folder: str) -> tuple[list[float], list[float]]:
         optimizer.step()
         measured.append(attachment.grad_norm())
     return measured, right
+
+
+def parting() -> str:
+    """Return what is said where each rank would drop gradients by its own mask."""
+    model = sharded(Case(skipped_grad="none"), sync="none")
+    with pytest.raises(skiplora_fx.UsageError) as error:
+        model(own())
+    return str(error.value)
 
 
 def in_bfloat16() -> tuple[list[str], list[bool], bool]:
@@ -152,7 +160,8 @@ def in_bfloat16() -> tuple[list[str], list[bool], bool]:
 
 def train_all(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {name: by_masks(case) for name, case in CASES.items()}
-    return {**found, "resumed": resumed(), "norms": norms(folder), "bfloat16": in_bfloat16()}
+    found["norms"] = {sync: norms(folder, sync) for sync in ("mean", "none")}
+    return {**found, "resumed": resumed(), "bfloat16": in_bfloat16(), "parting": parting()}
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +192,19 @@ def test_a_resumed_run_decides_as_the_whole_one(ranks: list[dict[str, Any]]) -> 
 
 def test_gradient_norms_are_those_of_all_shards(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        measured, right = rank["norms"]
+        measured, right = rank["norms"]["mean"]
         assert measured == pytest.approx(right, rel=1e-4)
+
+
+def test_ranks_that_share_nothing_know_no_norm_of_all_shards(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        measured, _ = rank["norms"]["none"]
+        assert all(math.isnan(norm) for norm in measured)
+
+
+def test_masks_of_their_own_by_which_ranks_would_drop_gradients_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "the ranks' parameters would part. Set sync='mean'" in rank["parting"]
 
 
 def test_parameters_gathered_in_another_dtype(ranks: list[dict[str, Any]]) -> None:

@@ -101,6 +101,27 @@ def each_for_itself(sync: str) -> tuple[dict[str, Tensor], list[str]]:
     return grads, [str(warning.message) for warning in told if "sync=" in str(warning.message)]
 
 
+def parting() -> str:
+    """Return what is said where each rank would drop gradients by its own mask."""
+    _, wrapped, _ = _ddp(policy=OfRank(), sync="none", skipped_grad="none")
+    with pytest.raises(skiplora_fx.UsageError) as error:
+        wrapped(_own())
+    return str(error.value)
+
+
+def threshold_of_one_rank() -> list[str]:
+    """Set a threshold on the last rank alone; return the warnings."""
+    model, wrapped, optimizer = _ddp(threshold=0.0)
+    skiplora_fx.attach(model, optimizer)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _train(wrapped, optimizer, 1, _own())
+        if dist.get_rank():
+            skiplora_fx.set_threshold(model, math.inf, sites=SITES[0])
+        _train(wrapped, optimizer, 2, _own())
+    return [str(warning.message) for warning in told if "sync=" in str(warning.message)]
+
+
 def without_an_optimizer() -> tuple[list[float], list[str]]:
     """Train without ``attach``; return ratios and warnings."""
     model, wrapped, optimizer = _ddp(threshold=0.3)
@@ -111,26 +132,39 @@ def without_an_optimizer() -> tuple[list[float], list[str]]:
     return [site.ratio for site in skiplora_fx.sites(model)], messages
 
 
-def unequal_work() -> list[list[float]]:
-    """Let the last rank leave out the forward of the first step, and of a later one; no wrapper communicates."""
+def unequal_work(around: bool = False) -> tuple[list[list[float]], list[str]]:
+    """Let the last rank leave out the forward of the first step, and of a later one; no wrapper communicates.
+
+    Return ratios and decisions after each step but the first, and the warnings.
+
+    Args:
+        around: whether something around the model is compiled, of which the model that is attached knows nothing.
+    """
     torch._dynamo.reset()
     model = adapted()
-    model.compile(backend="skiplora", options=options(threshold=0.3))
+    chosen = {"backend": "skiplora", "options": options(threshold=0.3)}
+    called = torch.compile(model, **chosen) if around else model
+    if not around:
+        model.compile(**chosen)
     optimizer = sgd(model)
     attachment = skiplora_fx.attach(model, optimizer)
-    found = []
+    found, told = [], []
     for step in range(4):
         if dist.get_rank() == 0 or step in (1, 3):
             for _ in range(1 + dist.get_rank()):
-                model(_own()).backward()
+                called(_own()).backward()
         if dist.get_rank() == 0:
-            model.eval()(_own())
+            model.eval()
+            called(_own())
             model.train()
-        optimizer.step()
+        with warnings.catch_warnings(record=True) as messages:
+            warnings.simplefilter("always")
+            optimizer.step()
+        told += [str(warning.message) for warning in messages if "sync=" in str(warning.message)]
         optimizer.zero_grad()
         if step > 0:
             found.append([*(site.ratio for site in attachment.sites()), *_decisions(attachment)])
-    return found
+    return found, told
 
 
 def refused() -> list[str]:
@@ -179,16 +213,56 @@ def uneven(sync: str) -> tuple[str, float]:
     return told, sum(site.backwards for site in skiplora_fx.sites(model))
 
 
+def alone() -> list[int]:
+    """Let the last rank step its optimizers alone; return how many steps were counted each time.
+
+    With ``sync="none"`` nobody waits for it, if its model has run or not, has adapters or not, and whatever is around.
+    """
+    torch._dynamo.reset()
+    chosen = {"backend": "skiplora", "options": options(sync="none")}
+    wrapped, plain, model, other = adapted(), nn.Linear(batch().shape[1], 1), adapted(), adapted()
+    torch.compile(wrapped, **chosen)  # who is handed the model inside alone does not see what is around it
+    steps = [_last_rank_steps(wrapped)]
+    plain.compile(**chosen)
+    steps += [_last_rank_steps(plain), _last_rank_steps(plain, backward=True)]
+    other.compile(backend="skiplora", options=options())
+    model.compile(**chosen)
+    steps += [_last_rank_steps(model), _last_rank_steps(model, backward=True)]
+    part_of_it = adapted()
+    for block in part_of_it.base_model.model.blocks:
+        block.compile(**chosen)
+    graph = skiplora_fx.apply(torch.fx.symbolic_trace(Linear()), batch(), sync="none")
+    steps += [_last_rank_steps(part_of_it), _last_rank_steps(graph)]
+    dist.barrier()  # here the first rank would wait
+    return steps
+
+
+def _last_rank_steps(model: nn.Module, backward: bool = False) -> int:
+    optimizer = sgd(model)
+    attachment = skiplora_fx.attach(model, optimizer)
+    before = attachment.clock.steps
+    if dist.get_rank():
+        if backward:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", skiplora_fx.NoLoRAWarning)
+                model(batch()).sum().backward()
+        optimizer.step()
+    return attachment.clock.steps - before
+
+
 def scenarios() -> dict[str, Any]:
     return {
         "thresholds": by_thresholds(),
         "nan": with_a_nan(),
         "mean": each_for_itself("mean"),
         "none": each_for_itself("none"),
+        "parting": parting(),
+        "threshold": threshold_of_one_rank(),
         "unattached": without_an_optimizer(),
-        "unequal": unequal_work(),
+        "unequal": {around: unequal_work(around) for around in (False, True)},
         "refused": refused(),
         "eager": eager_graph(),
+        "alone": alone(),
         "uneven": {sync: uneven(sync) for sync in ("mean", "none")},
     }
 
@@ -240,6 +314,17 @@ def test_a_policy_that_answers_differently_is_warned_of_once(ranks: list[dict[st
         assert rank["none"][1] == []
 
 
+def test_a_threshold_that_is_set_on_one_rank_is_warned_of_once(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        (message,) = rank["threshold"]
+        assert f"the gate of {SITES[0]} was open in 1 of 2 backwards" in message
+
+
+def test_masks_of_their_own_by_which_ranks_would_drop_gradients_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "the ranks' parameters would part. Set sync='mean'" in rank["parting"]
+
+
 def test_without_an_optimizer_each_rank_decides_for_itself_and_says_so(ranks: list[dict[str, Any]]) -> None:
     (first, told), (second, told_too) = (rank["unattached"] for rank in ranks)
     assert first != second
@@ -248,9 +333,11 @@ def test_without_an_optimizer_each_rank_decides_for_itself_and_says_so(ranks: li
         assert "skiplora_fx.attach(model, optimizer) before training, on every rank" in message
 
 
-def test_no_rank_waits_for_another_with_less_to_do(ranks: list[dict[str, Any]]) -> None:
-    first, second = (rank["unequal"] for rank in ranks)
+@pytest.mark.parametrize("around", [False, True])
+def test_no_rank_waits_for_another_with_less_to_do(around: bool, ranks: list[dict[str, Any]]) -> None:
+    (first, told), (second, _) = (rank["unequal"][around] for rank in ranks)
     assert [len(row) for row in first] == [2 * len(SITES)] * 3
+    assert [f"only 1 of 2 ranks have run {SITES[0]} in training" in message for message in told] == [True]
     # A rank that met a site later knows less of it; from then on both know the same of its last step.
     assert first == second
 
@@ -282,3 +369,7 @@ def test_uneven_inputs_are_refused_where_a_rank_would_be_waited_for(ranks: list[
         assert "Set sync='none'" in told
         assert backwards == 0
         assert found["uneven"]["none"] == ("", (3 - rank) * len(SITES))
+
+
+def test_with_none_no_rank_waits_for_another_whatever_it_has_met(ranks: list[dict[str, Any]]) -> None:
+    assert [set(rank["alone"]) for rank in ranks] == [{0}, {1}]
