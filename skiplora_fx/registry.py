@@ -9,6 +9,7 @@ one of its own; so sites are kept by *owner* as well: the graph's runtime, or :d
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +76,7 @@ class _Registry:
     )
     attached: weakref.WeakKeyDictionary[nn.Module, Attached] = field(default_factory=weakref.WeakKeyDictionary)
     pending: deque[Callable[[], None]] = field(default_factory=deque)
+    reading: threading.RLock = field(default_factory=threading.RLock)
 
 
 _registry = _Registry()
@@ -174,9 +176,10 @@ def leave_to_read(read: Callable[[], None]) -> None:
 
 
 def flush() -> None:
-    """Read the ratios of past backwards; waits for the device."""
-    while _registry.pending:
-        _registry.pending.popleft()()
+    """Read the ratios of past backwards; waits for the device, and for another thread that is reading them."""
+    with _registry.reading:
+        while _registry.pending:
+            _registry.pending.popleft()()
 
 
 def learn_names(model: nn.Module) -> None:
