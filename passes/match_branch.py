@@ -66,7 +66,7 @@ def match_branch(
     Terms:
         *factor*: an operator that contracts the activation with something static. A branch is everything
         that leads only to the join; it is low-rank if it holds two factors or more with less between them
-        than the larger of its ends, or one factor whose weight is composed of others.
+        than the larger of its ends, or one factor whose weight is composed of others. Where it is a sum, each term is.
 
     Raises:
         NotABranch: it reads trained weights and has another form.
@@ -80,6 +80,7 @@ def match_branch(
     if trains(found.parameters(Role.FACTOR, Role.SCALE)) and _is_branch(found, chain):
         _check_weights(flow, chain, trains)
         layers = base_layers(flow, base, found.inputs())
+        _check_ways(found, delta, trained)
         rank = _rank(found, chain, delta, layers, trained)
         _check_linear(found, base, trains, trained)
         return Branch(frozenset(found.nodes), chain, _kind(flow, chain), parameters, rank, layers)
@@ -126,12 +127,16 @@ class _Collected:
         )
 
     def longest_chain(self) -> tuple[fx.Node, ...]:
+        return max(self.chains().values(), key=len, default=())
+
+    def chains(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
+        """Return for each activation the factors on the longest way to it."""
         chains: dict[fx.Node, tuple[fx.Node, ...]] = {}
         for node in self.activations():
             behind = [chains.get(source, ()) for source in self.flow.activations(node)]
             longest = max(behind, key=len, default=())
             chains[node] = (*longest, node) if _is_factor(self.flow, node) else longest
-        return max(chains.values(), key=len, default=())
+        return chains
 
 
 def _collect(
@@ -245,6 +250,14 @@ def _rank(
         reason = f"its inner dimension {rank} is not below the larger of its outer ones, {wide}: not low-rank"
         raise NotABranch("not low-rank", reason, trained)
     return rank
+
+
+def _check_ways(found: _Collected, delta: fx.Node, trained: Roots) -> None:
+    """Raise if Δh is the sum of something low-rank and a whole layer: one whose bias trains, under a frozen adapter."""
+    flow, chains = found.flow, found.chains()
+    for last in base_layers(flow, delta, found.inputs()):
+        if chains.get(last) == (last,) and not is_composed(flow, last):
+            raise NotABranch("not low-rank", f"{last.name}, a whole layer, is a part of the sum: not low-rank", trained)
 
 
 def _kind(flow: Dataflow, chain: tuple[fx.Node, ...]) -> str:

@@ -142,5 +142,6 @@ def _layer(paths: Sequence[list[str]], common: list[str], module: list[str]) -> 
     """Return the module in whose forward the join lies, where the parameters' common path says less or is too long."""
     owns_some = any(path[: len(module)] == module for path in paths)
     shared_elsewhere = owns_some and len(module) > len(common)
-    in_a_container = module != [""] and module == common[:-1]  # of parameters, such as nn.ParameterDict
+    # Of parameters, such as nn.ParameterDict; or of modules, and the branch has one parameter that nobody shares.
+    in_a_container = module != [""] and module in (common[:-1], common[:-2] if len(paths) == 1 else None)
     return module if shared_elsewhere or in_a_container else common

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import math
+import threading
 
 import pytest
 import torch
@@ -194,3 +196,21 @@ def test_what_was_frozen_since_is_listed_no_more() -> None:
     assert [(site.name, site.backwards) for site in skiplora_fx.sites(model)] == [("layer", 1)]
     model.layer.requires_grad_(False)
     assert skiplora_fx.sites(model) == []
+
+
+def test_what_another_thread_is_reading_is_waited_for() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    read: list[bool] = []
+
+    def slowly() -> None:
+        begun.set()
+        read.append(may_end.wait(60))
+
+    registry.leave_to_read(slowly)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        threads.submit(registry.flush)
+        assert begun.wait(60)
+        found = threads.submit(lambda: (registry.flush(), list(read))[1])
+        concurrent.futures.wait([found], timeout=0.2)  # long enough to come back too soon
+        may_end.set()
+        assert found.result() == [True]

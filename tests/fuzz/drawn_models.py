@@ -202,7 +202,13 @@ def model_specs(draw: Callable[..., object]) -> ModelSpec:
     halves = [f"{name}.{half}" for name in adapted for half in ("lora_A", "lora_B")]
     dtype, adapter_dtype = draw(
         st.sampled_from(
-            ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.float32, torch.float64))
+            (
+                (torch.float64, torch.float64),
+                (torch.float32, torch.float32),
+                (torch.float32, torch.float64),
+                (torch.bfloat16, torch.bfloat16),
+                (torch.bfloat16, torch.float32),
+            )
         )
     )
     return ModelSpec(

@@ -110,6 +110,13 @@ def test_an_adapter_beside_a_layer_that_trains_says_which() -> None:
     assert set(found) == {"layer.base.weight", "layer.base.bias"}
 
 
+def test_a_layer_whose_bias_trains_under_a_frozen_adapter_is_no_branch_of_the_residual() -> None:
+    model = Around(lambda layer, x: x + layer(x), train_a=False, train_b=False)
+    model.layer.base.bias.requires_grad_(True)
+    (reason,) = rejected(model).values()
+    assert reason.endswith("a whole layer, is a part of the sum: not low-rank")
+
+
 def test_autocast_in_an_exported_forward_is_named() -> None:
     def forward(layer: Linear, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -26,5 +26,7 @@ def test_the_page_has_a_row_for_each_test() -> None:
     assert PAGE.read_text() == before + table() + "\n" + rest, "the table is out of date: ACCEPT=1 writes it anew"
 
 
-def test_every_row_has_its_test() -> None:
-    assert all(callable(getattr(test_usage, usage.test)) for usage in USAGES)
+def test_every_test_has_one_row() -> None:
+    tests = [name for name, value in vars(test_usage).items() if name.startswith("test_") and callable(value)]
+    assert [usage.test for usage in USAGES] == tests
+    assert len({usage.what for usage in USAGES}) == len(USAGES)

@@ -18,6 +18,9 @@ import skiplora_fx
 SHUT, OPENED = "first", "second"
 """The last parts of the names of the layers whose gates are shut and open."""
 
+NOTHING = "no layer"
+"""In place of :data:`SHUT` where all gates are open."""
+
 Test = TypeVar("Test", bound=Callable[..., None])
 Forward = Callable[[nn.Module], Tensor]
 
@@ -80,11 +83,18 @@ def check(model: nn.Module, forward: Forward = loss_of, rtol: float = 1e-4, shut
     """
     eager = copy.deepcopy(model)  # copies are not compiled
     found = oracle.gradients(model, lambda: forward(model))
-    mask = {name: not name.endswith(shut) for name in oracle.adapted_layers(eager)}
-    with oracle.detached(eager, "adapter", mask):
-        expected = oracle.gradients(eager, lambda: forward(eager))
-    assert_close(found, expected, rtol)
-    assert {site.name: not site.skipped for site in skiplora_fx.sites(model)} == mask
+    assert_close(found, expected_gradients(eager, forward, shut), rtol)
+    assert {site.name: not site.skipped for site in skiplora_fx.sites(model)} == mask_of(eager, shut)
+
+
+def expected_gradients(eager: nn.Module, forward: Forward, shut: str = SHUT) -> oracle.Gradients:
+    """Return the gradients of an eager model that detaches what is skipped where ``shut`` is."""
+    with oracle.detached(eager, "adapter", mask_of(eager, shut)):
+        return oracle.gradients(eager, lambda: forward(eager))
+
+
+def mask_of(model: nn.Module, shut: str) -> dict[str, bool]:
+    return {name: not name.endswith(shut) for name in oracle.adapted_layers(model)}
 
 
 def assert_close(found: oracle.Gradients, expected: oracle.Gradients, rtol: float = 1e-4) -> None:
