@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters as dynamo_counters  # the only count of graphs and recompiles
-from torch._guards import detect_fake_mode
+from torch._guards import TracingContext, detect_fake_mode  # what a graph is traced and compiled with
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # how Inductor takes a pass
 from torch._inductor.inductor_prims import force_stride_order as FORCE_STRIDE_ORDER  # aten has none that is no copy
 from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
@@ -51,6 +51,7 @@ __all__ = [
     "compile_options_of_process",
     "compile_with_inductor",
     "current_backward",
+    "donate_nothing",
     "dynamo_counters",
     "fake_propagate",
     "flatten_inputs",
@@ -295,6 +296,18 @@ def _options_for(backend: str, compiler: Any) -> Mapping[str, Any] | None:
 def save_not_recompute(node: fx.Node) -> None:
     """Have the partitioner save ``node`` for the backward, also inside a checkpointed region."""
     node.meta["recompute"] = torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE
+
+
+def donate_nothing() -> None:
+    """Have the backward that Inductor is compiling now overwrite none of its inputs.
+
+    AOTAutograd tells Inductor by position which inputs of a backward nobody else reads. Inductor takes those positions
+    for those of every subgraph's inputs as well, and a branch then overwrites what is still to be read: gradients are
+    wrong, without a word (pytorch#192840). To be dropped when no supported torch does so.
+    """
+    context = TracingContext.try_get()
+    if context is not None and context.fw_metadata is not None:
+        context.fw_metadata.bw_donated_idxs = []
 
 
 def global_inductor_option(name: str) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 from torch import fx
 
 from . import gate, passes
-from ._torch_compat import CustomGraphPass, get_hash_for_files, global_inductor_option
+from ._torch_compat import CustomGraphPass, donate_nothing, get_hash_for_files, global_inductor_option
 from .config import SkipLoraConfig
 from .failures import Failures
 from .passes import Pipeline
+from .passes.operators import COND
 from .watching import DEBUG_DIR
 
 
@@ -26,11 +27,20 @@ def with_hooks(
     key = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
     hooks = {
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
-        "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", pipeline.rewrite_backward), key),
+        "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", _rewriting_backward(pipeline)), key),
     }
     if pipeline.counts or DEBUG_DIR in os.environ:
         inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
     return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
+
+
+def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
+    def rewrite(graph: fx.Graph) -> None:
+        pipeline.rewrite_backward(graph)
+        if graph.find_nodes(op="call_function", target=COND):
+            donate_nothing()
+
+    return rewrite
 
 
 def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
