@@ -1,11 +1,13 @@
-"""Small tensors on their way from a device to the host."""
+"""Small tensors on their way from a device to the host, and how who has the tensor finds its copy."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class HostCopy:
@@ -32,3 +34,29 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor.tolist()
+
+
+# By storage and offset, as autograd hands a saved tensor out as another object. Not by address, where another tensor
+# may lie by now: a weak reference to a storage lets its memory go, and yet no other storage is ever equal to it.
+_begun: weakref.WeakValueDictionary[tuple[StorageWeakRef, int], HostCopy] = weakref.WeakValueDictionary()
+
+
+def begin_copy(tensor: Tensor) -> HostCopy:
+    """Return a copy that begins now and that :func:`copy_of` finds for as long as it is kept."""
+    copy = HostCopy(tensor)
+    _begun[_place_of(tensor)] = copy
+    return copy
+
+
+def copy_of(tensor: Tensor) -> HostCopy | None:
+    """Return the copy that was begun last of a tensor, or of a view that begins where it does; None if it is gone."""
+    return _begun.get(_place_of(tensor))
+
+
+def forget_copy_of(tensor: Tensor) -> None:
+    """Have :func:`copy_of` find none: the tensor holds other values now."""
+    _begun.pop(_place_of(tensor), None)
+
+
+def _place_of(tensor: Tensor) -> tuple[StorageWeakRef, int]:
+    return StorageWeakRef(tensor.untyped_storage()), int(tensor.storage_offset())
