@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class HostCopy:
@@ -36,27 +35,27 @@ class HostCopy:
         return self._tensor.tolist()
 
 
-# By storage and offset, as autograd hands a saved tensor out as another object. Not by address, where another tensor
-# may lie by now: a weak reference to a storage lets its memory go, and yet no other storage is ever equal to it.
-_begun: weakref.WeakValueDictionary[tuple[StorageWeakRef, int], HostCopy] = weakref.WeakValueDictionary()
+# By storage, with the offset in it, as autograd hands a saved tensor out as another object. Not by address, where
+# another tensor may lie by now: what is known of a storage goes when it goes, and does not keep it.
+_begun: weakref.WeakKeyDictionary[torch.UntypedStorage, tuple[int, weakref.ref[HostCopy]]] = weakref.WeakKeyDictionary()
 
 
 def begin_copy(tensor: Tensor) -> HostCopy:
     """Return a copy that begins now and that :func:`copy_of` finds for as long as it is kept."""
     copy = HostCopy(tensor)
-    _begun[_place_of(tensor)] = copy
+    _begun[tensor.untyped_storage()] = int(tensor.storage_offset()), weakref.ref(copy)
     return copy
 
 
 def copy_of(tensor: Tensor) -> HostCopy | None:
     """Return the copy that was begun last of a tensor, or of a view that begins where it does; None if it is gone."""
-    return _begun.get(_place_of(tensor))
+    begun = _begun.get(tensor.untyped_storage())
+    if begun is None:
+        return None
+    offset, copy = begun
+    return copy() if offset == tensor.storage_offset() else None
 
 
 def forget_copy_of(tensor: Tensor) -> None:
     """Have :func:`copy_of` find none: the tensor holds other values now."""
-    _begun.pop(_place_of(tensor), None)
-
-
-def _place_of(tensor: Tensor) -> tuple[StorageWeakRef, int]:
-    return StorageWeakRef(tensor.untyped_storage()), int(tensor.storage_offset())
+    _begun.pop(tensor.untyped_storage(), None)
