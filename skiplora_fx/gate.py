@@ -23,6 +23,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .host_copy import copy_of
+
 
 @torch.library.custom_op("skiplora::gate", mutates_args=())
 def gate(x: Tensor, open: Tensor, sites: Sequence[int]) -> Tensor:
@@ -115,7 +117,10 @@ torch.library.define("skiplora::carry", "(Tensor[] operands, Tensor conditions, 
 
 @torch.library.impl("skiplora::evaluate_conditions", "CompositeExplicitAutograd")
 def evaluate_conditions(opens: Tensor, table: str, roots: str) -> Tensor:
-    """Evaluate every condition of a predicated backward, with one copy of the decisions to the host.
+    """Evaluate every condition of a predicated backward, on the host.
+
+    The decisions are read from the copy that was begun after their forward, so that no work is waited for that was
+    queued since; where there is none, as of a forward that is repeated for its backward, they are copied now.
 
     The conditions are Boolean functions of the decisions, given as one shared binary decision diagram
     (Bryant, "Graph-Based Algorithms for Boolean Function Manipulation", 1986), children before parents.
@@ -130,7 +135,8 @@ def evaluate_conditions(opens: Tensor, table: str, roots: str) -> Tensor:
     Returns:
         bool ``[len(roots)]`` on the CPU, where reading one of them does not wait for a GPU.
     """
-    decisions = opens.tolist()
+    copy = copy_of(opens)
+    decisions = opens.tolist() if copy is None else copy.tolist()
     values = [False, True]
     for tested, low, high in _rows(table):
         values.append(values[high] if decisions[tested] else values[low])

@@ -1,7 +1,8 @@
-"""Small tensors on their way from a device to the host."""
+"""Small tensors on their way from a device to the host, and how who has the tensor finds its copy."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -32,3 +33,29 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor.tolist()
+
+
+# By storage, with the offset in it, as autograd hands a saved tensor out as another object. Not by address, where
+# another tensor may lie by now: what is known of a storage goes when it goes, and does not keep it.
+_begun: weakref.WeakKeyDictionary[torch.UntypedStorage, tuple[int, weakref.ref[HostCopy]]] = weakref.WeakKeyDictionary()
+
+
+def begin_copy(tensor: Tensor) -> HostCopy:
+    """Return a copy that begins now and that :func:`copy_of` finds for as long as it is kept."""
+    copy = HostCopy(tensor)
+    _begun[tensor.untyped_storage()] = int(tensor.storage_offset()), weakref.ref(copy)
+    return copy
+
+
+def copy_of(tensor: Tensor) -> HostCopy | None:
+    """Return the copy that was begun last of a tensor, or of a view that begins where it does; None if it is gone."""
+    begun = _begun.get(tensor.untyped_storage())
+    if begun is None:
+        return None
+    offset, copy = begun
+    return copy() if offset == tensor.storage_offset() else None
+
+
+def forget_copy_of(tensor: Tensor) -> None:
+    """Have :func:`copy_of` find none: the tensor holds other values now."""
+    _begun.pop(tensor.untyped_storage(), None)

@@ -18,7 +18,7 @@ from ._torch_compat import current_backward
 from .config import SkipLoraConfig
 from .controller import Controller
 from .enclosing import model_of, owner_of
-from .host_copy import HostCopy
+from .host_copy import HostCopy, begin_copy, forget_copy_of
 from .live_site import LiveSite, Slot
 from .passes.flops import Flops
 from .registry import BACKEND, at_rest, controller_of, home_of, is_live, learn_home, leave_to_read, site_of
@@ -60,6 +60,8 @@ class GatedGraph:
         *outputs, ratios, opens = self._compiled(*args, thresholds)
         if training and not recompute:
             binding.count_backward_of(outputs, ratios, opens)
+        else:
+            forget_copy_of(opens)  # a CUDA graph decides in the same memory each time
         return outputs
 
     def _bind(self, args: Sequence[Any]) -> Binding:
@@ -251,7 +253,7 @@ class Forward:
 
     def finish(self, ratios: Tensor, opens: Tensor) -> Backward:
         """Keep what the forward found: ratios, float32 ``[n]``, and decisions, bool ``[n]``."""
-        self._finished = Backward(self._sites, self._step, self._counted, HostCopy(ratios.detach()), HostCopy(opens))
+        self._finished = Backward(self._sites, self._step, self._counted, HostCopy(ratios.detach()), begin_copy(opens))
         return self._finished
 
     def is_open(self, sites: Iterable[int]) -> bool:

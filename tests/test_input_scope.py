@@ -61,6 +61,28 @@ def test_gradients_of_compiled_code_under_every_mask(pair: tuple[nn.Module, nn.M
         assert [not site.skipped for site in skiplora_fx.sites(gated)] == list(opens)
 
 
+def test_gradients_where_each_block_is_compiled_by_itself() -> None:
+    eager = llama(("q_proj", "v_proj", "down_proj"), layers=3)
+    gated = copy.deepcopy(eager)
+    for block in gated.get_base_model().model.layers:
+        block.compile(backend="skiplora", options={**INPUT, "strict": True})
+    gated(**models.tokens()).loss.backward()
+    names = list(oracle.adapted_layers(eager))
+    for mask in (
+        dict.fromkeys(names, True),
+        dict.fromkeys(names, False),
+        {name: ".layers.1." not in name for name in names},
+        {name: not name.endswith(INNER) for name in names},
+        {name: place % 3 > 0 for place, name in enumerate(names)},
+    ):
+        shut(gated, [name for name, is_open in mask.items() if not is_open])
+        found = oracle.gradients(gated, lambda: gated(**models.tokens()).loss)
+        with oracle.detached(eager, "input", mask):
+            expected = oracle.gradients(eager, lambda: eager(**models.tokens()).loss)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert {site.name: not site.skipped for site in skiplora_fx.sites(gated)} == mask
+
+
 @pytest.mark.parametrize("chosen", [("q_proj",), ("q_proj", "v_proj")], ids=str)
 def test_a_shut_gate_runs_two_products_fewer(pair: tuple[nn.Module, nn.Module], chosen: tuple[str, ...]) -> None:
     """Those of W and of A, in the upper layer: the lower one reads what wants no gradient."""

@@ -41,8 +41,10 @@ class Case:
 CASES: dict[str, Case] = {
     "adapter": Case(),
     "layer": Case(scope="layer"),
+    "input": Case(scope="input", options={"decision": "previous"}),
     "the wrapper compiled": Case(around=True),
     "the wrapper compiled, layer": Case(around=True, scope="layer"),
+    "the wrapper compiled, input": Case(around=True, scope="input", options={"decision": "previous"}),
     "views of the buckets, unused parameters": Case(
         wrapper={"gradient_as_bucket_view": True, "find_unused_parameters": True}, options={"skipped_grad": "none"}
     ),

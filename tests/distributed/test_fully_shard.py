@@ -33,7 +33,7 @@ class Case:
         each: whether each block is sharded by itself, and not the model alone.
         regional: whether each block is compiled by itself.
         first: whether it is compiled before it is sharded.
-        scope, skipped_grad: options.
+        scope, decision, skipped_grad: options.
         reshard: as of ``fully_shard``.
     """
 
@@ -41,6 +41,7 @@ class Case:
     regional: bool = False
     first: bool = False
     scope: str = "adapter"
+    decision: str = "current"
     skipped_grad: str = "zero"
     reshard: bool | None = None
 
@@ -49,6 +50,7 @@ CASES: dict[str, Case] = {
     "each block": Case(),
     "each block, layer": Case(scope="layer"),
     "each block compiled": Case(regional=True, reshard=True),
+    "each block compiled, input": Case(regional=True, scope="input", decision="previous"),
     "the whole model": Case(each=False, skipped_grad="none"),
     "compiled first": Case(first=True, reshard=False),
 }
@@ -58,7 +60,8 @@ def sharded(case: Case, precision: MixedPrecisionPolicy | None = None, **chosen:
     torch._dynamo.reset()
     model = adapted()
     blocks = list(model.base_model.model.blocks)
-    compiled = {"backend": "skiplora", "options": options(scope=case.scope, skipped_grad=case.skipped_grad, **chosen)}
+    chosen = options(scope=case.scope, decision=case.decision, skipped_grad=case.skipped_grad, **chosen)
+    compiled = {"backend": "skiplora", "options": chosen}
     parts = blocks if case.regional else [model]
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in parts if case.first else ():
