@@ -24,6 +24,7 @@ from .merge_siblings import merge_siblings
 from .operators import COND
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
+from .release_operands import release_operands
 from .share_branches import share_branches
 from .siblings import Siblings, find_siblings
 from .split_joins import split_joins
@@ -43,6 +44,7 @@ __all__ = [
     "liveness",
     "merge_siblings",
     "predicate_backward",
+    "release_operands",
     "share_branches",
     "split_joins",
 ]
@@ -75,6 +77,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("find_regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
     Stage("predicate_backward", "backward", "before Inductor lowers: its fusions must not cross a region's border"),
     Stage("share_branches", "backward", "every region has its branches by now, and Inductor has compiled none"),
+    Stage("release_operands", "backward", "last of all: who reads a value last has to be known for good"),
 )
 """Every pass, in the order in which they run."""
 
@@ -181,7 +184,8 @@ class Pipeline:
         except Exception as error:
             self.on_failure(running, error)
         else:
-            self._share(graph)
+            if graph.find_nodes(op="call_function", target=COND):
+                self._finish_backward(graph)
 
     def _rewriting_backward(self, graph: fx.Graph) -> Iterator[str]:
         """Predicate a backward, and give the name of each step before it is taken."""
@@ -205,14 +209,16 @@ class Pipeline:
         predicate_backward(graph, analysis, found)
         self.on_pass("predicate_backward", "backward", graph)
 
-    def _share(self, graph: fx.Graph) -> None:
-        if "share_branches" in self.disabled or not graph.find_nodes(op="call_function", target=COND):
-            return
-        try:
-            share_branches(graph)
-            self.on_pass("share_branches", "backward", graph)
-        except Exception as error:
-            self.on_failure("share_branches", error)  # the graph is right with some branches shared, or none
+    def _finish_backward(self, graph: fx.Graph) -> None:
+        """Run the passes over a predicated backward, which is right without them, and with a part of what they do."""
+        for name, finish in (("share_branches", share_branches), ("release_operands", release_operands)):
+            if name in self.disabled:
+                continue
+            try:
+                finish(graph)
+                self.on_pass(name, "backward", graph)
+            except Exception as error:
+                self.on_failure(name, error)
 
 
 @dataclass(frozen=True)

@@ -96,5 +96,6 @@ _WITHOUT = {
     FORWARD_PASSES: _UNGATED,
     "fold_gates": _UNGATED,
     "share_branches": "each region has branches of its own, which takes longer to compile",
+    "release_operands": "a step in which much is skipped holds more memory than it needs",
 }
 """What a graph goes without where a pass has failed; where it is another, nothing is left out of its backward."""

@@ -1,6 +1,6 @@
 """The gate: an identity in the forward whose backward lets the gradient through, or stops it.
 
-Six operators, all functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
+Seven operators, all functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
 
 ===========================  ==========================================================================
 ``gate``                     what ``insert_gates`` writes into a graph: ``x if open else x.detach()``
@@ -9,6 +9,7 @@ Six operators, all functional (no mutation, no aliasing), registered under ``tor
 ``hold``                     the same where they were taken before the forward, ``thresholds == 0``
 ``evaluate_conditions``      which regions of a predicated backward run, from those decisions
 ``carry``                    what an addition leaves when one of its sides was never computed
+``release``                  nothing, as the last to read what a region took
 ===========================  ==========================================================================
 
 Run as they are they already give exact gradients, only nothing is saved: that is their eager meaning,
@@ -23,6 +24,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ._torch_compat import has_side_effect
 from .host_copy import copy_of
 
 
@@ -183,9 +185,24 @@ def _(operands: Sequence[Tensor], conditions: Tensor, which: Sequence[int], zero
     return torch.empty_like(operands[0])
 
 
+torch.library.define("skiplora::release", "(Tensor[] values, Tensor after) -> ()")
+
+
+@torch.library.impl("skiplora::release", "CompositeExplicitAutograd")
+def release(values: Sequence[Tensor], after: Tensor) -> None:
+    """Do nothing, as the last to read ``values``, once ``after`` has been computed."""
+
+
+@torch.library.register_fake("skiplora::release")
+def _(values: Sequence[Tensor], after: Tensor) -> None:
+    pass
+
+
 GATE = torch.ops.skiplora.gate.default
 GATE_BACKWARD = torch.ops.skiplora.gate_backward.default
 HOLD = torch.ops.skiplora.hold.default
 DECIDE = torch.ops.skiplora.decide.default
 EVALUATE_CONDITIONS = torch.ops.skiplora.evaluate_conditions.default
 CARRY = torch.ops.skiplora.carry.default
+RELEASE = torch.ops.skiplora.release.default
+has_side_effect(RELEASE)

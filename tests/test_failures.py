@@ -40,7 +40,8 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor | None]:
 
 FORWARD = ["find_lora", "insert_gates", "merge_siblings", "fold_gates"]
 BACKWARD = ["check_consumed", "liveness", "find_regions", "predicate_backward"]
-FAILING = [*FORWARD, *BACKWARD, "share_branches"]
+FINISH = ["share_branches", "release_operands"]
+FAILING = [*FORWARD, *BACKWARD, *FINISH]
 
 
 def failing_at_its_end(name: str) -> Callable[..., Any]:
@@ -92,10 +93,15 @@ def test_gates_are_exact_where_nothing_can_be_left_out(
     assert [site.skipped for site in skiplora_fx.sites(model)] == [True, False]
 
 
-def test_what_is_left_out_is_left_out_where_branches_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "share_branches", failing)
+@pytest.mark.parametrize(
+    ("name", "without"), zip(FINISH, ["which takes longer to compile", "holds more memory than it needs"], strict=True)
+)
+def test_what_is_left_out_is_left_out_without_what_comes_last(
+    name: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, name, failing)
     model = compiled(policy="freeze")
-    with pytest.warns(FallbackWarning, match="share_branches failed .* which takes longer to compile"):
+    with pytest.warns(FallbackWarning, match=f"{name} failed .* {without}"):
         gradients(model, batch())
     assert not any(is_trained(model.lower))
     assert all(is_trained(model.upper))
