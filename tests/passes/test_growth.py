@@ -18,7 +18,7 @@ GRAD, WEIGHT = torch.randn(4, 4), torch.randn(4, 4)
 
 
 def layers(count: int) -> Callable[..., tuple[Tensor, ...]]:
-    """Return the backward of ``count`` layers, all of which read one value that is computed, as they do a rotary table."""
+    """Return the backward of ``count`` layers, which all read one value that is computed, as a rotary table is."""
 
     def backward(opens: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         table = weight.neg()
