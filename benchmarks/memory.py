@@ -77,7 +77,7 @@ def measure(model: PeftModel, batch: dict[str, Tensor], sites: list[str], args: 
 def peak_of_frozen(model: PeftModel, batch: dict[str, Tensor], shut: Collection[str], device: str) -> int:
     """Return the peak of Inductor's step with the sites ``shut`` frozen, bytes."""
     torch.compiler.reset()
-    return _settled_peak(frozen(model, shut, batch), device)
+    return settled_peak(frozen(model, shut, batch), device)
 
 
 def peaks_of_gated(
@@ -90,11 +90,12 @@ def peaks_of_gated(
     peaks = {}
     for mask, shut in masks.items():
         force(runner, shut)
-        peaks[mask] = _settled_peak(runner, args.device)
+        peaks[mask] = settled_peak(runner, args.device)
     return peaks
 
 
-def _settled_peak(runner: Runner, device: str) -> int:
+def settled_peak(runner: Runner, device: str) -> int:
+    """Return the peak of a runner's step once its steps are alike, bytes."""
     # The first steps compile, and what the last step found decides the next where decisions are held.
     for _ in range(3):
         runner.step()

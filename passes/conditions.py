@@ -50,13 +50,18 @@ class Conditions:
 
     def any(self, conditions: Iterable[Condition]) -> Condition:
         """Return the disjunction; of none, false."""
-        result = self.false
-        for condition in conditions:
+        parts = []
+        for condition in dict.fromkeys(conditions):
             if condition == self.true:
                 return condition
-            if condition != result:
-                result = result | condition
-        return result
+            if condition != self.false:
+                parts.append(condition)
+        # In pairs: the diagrams of n readers in n layers share one chain, of which a running disjunction would walk
+        # the part between first and last n times.
+        while len(parts) > 1:
+            last = parts[len(parts) - len(parts) % 2 :]
+            parts = [one | other for one, other in zip(parts[::2], parts[1::2], strict=False)] + last
+        return parts[0] if parts else self.false
 
     def all(self, conditions: Iterable[Condition]) -> Condition:
         """Return the conjunction; of none, true."""

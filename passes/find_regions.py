@@ -210,8 +210,9 @@ class _Grouping:
 
     def _filler(self, node: fx.Node) -> Filler:
         # A reader that runs while this is not there has found it zero; else it would be demanded, so live.
-        zero = any(not self._reading(reader) <= self._there[node] for reader in self._readers(node))
-        return Filler(zero, self._carried(node))
+        # Asked once of all readers together, as a node may have some in every layer.
+        read = self._conditions.any(map(self._reading, self._readers(node)))
+        return Filler(not read <= self._there[node], self._carried(node))
 
     def _carried(self, node: fx.Node) -> tuple[tuple[fx.Node, Condition], ...]:
         """Return the addends that a sum may be worth when it does not run, each with when it is."""

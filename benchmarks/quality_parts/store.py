@@ -46,6 +46,10 @@ class Store:
         """Keep a run."""
         self.write(_name(run.arm, run.length, run.seed), run.to_json())
 
+    def names(self) -> set[str]:
+        """Return under which names something is there."""
+        return {path.stem for path in self.folder.glob("*.json")}
+
     def runs(self) -> list[Run]:
         """Return all runs that are there."""
         return list(self._runs())

@@ -11,7 +11,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-TARGETS = {"qv": ["q_proj", "v_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"], "all": "all-linear"}
+TARGETS = {
+    "q": ["q_proj"],
+    "qv": ["q_proj", "v_proj"],
+    "mlp": ["gate_proj", "up_proj", "down_proj"],
+    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "all": "all-linear",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LENGTHS = ("full", "alpaca")
 
