@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from .site import Rejection
+from .visible import visible
 
 if TYPE_CHECKING:
     from .explain import Explanation, GraphExplained
@@ -33,7 +34,7 @@ def _graph_text(graph: GraphExplained, graphs: int) -> str:
 
 
 def _rejections_text(head: str, misses: Sequence[Rejection]) -> str:
-    rows = [(miss.name, miss.family, miss.reason, miss.source or miss.node) for miss in misses]
+    rows = [tuple(map(visible, (miss.name, miss.family, miss.reason, miss.source or miss.node))) for miss in misses]
     table = tabulate(rows, headers=["parameter", "family", "reason", "at"], maxcolwidths=[44, None, 60, 44])
     return f"{head}: {len(misses)}\n{table}"
 
@@ -45,7 +46,9 @@ _ALIGNMENT = ("left", "left", "right", "left", "left", "right", "right", "right"
 def _site_rows(graph: GraphExplained) -> list[list[str]]:
     return [
         [
-            (site.name or "(the model)") + (f" [{site.adapter}]" if site.adapter not in ("", "default") else ""),
+            visible(
+                (site.name or "(the model)") + (f" [{site.adapter}]" if site.adapter not in ("", "default") else "")
+            ),
             site.kind,
             str(site.rank),
             "×".join(map(str, site.shape)),
@@ -77,7 +80,8 @@ def _totals_text(found: Explanation) -> str:
     if uncounted:
         listed = ", ".join(f"{name} ({times})" for name, times in uncounted.most_common())
         lines.append(f"Not counted, beside what touches each element once: {listed}.")
-    lines += [f"Graph break{f' at {cut.place}' if cut.place else ''}: {cut.reason}" for cut in found.breaks]
+    breaks = [f"Graph break{f' at {cut.place}' if cut.place else ''}: {cut.reason}" for cut in found.breaks]
+    lines += [visible(line) for told in breaks for line in told.splitlines()]
     if not found.captured:
         lines.append("Dynamo captured no graph: it leaves all of the forward to Python, or is switched off.")
     if not gated:

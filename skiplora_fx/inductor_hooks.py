@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from . import gate, passes
+from . import _torch_compat, gate, passes
 from ._torch_compat import CustomGraphPass, donate_nothing, get_hash_for_files, global_inductor_option
 from .config import SkipLoraConfig
 from .failures import Failures
@@ -55,7 +55,7 @@ class _Hook(CustomGraphPass):
 
     Args:
         rewrite: edits a graph in place.
-        key: what the result depends on beside the graph and the source of passes and gate, for Inductor's caches.
+        key: what the result depends on beside the graph and :data:`_SOURCES`, for Inductor's caches.
     """
 
     def __init__(self, rewrite: Callable[[fx.Graph], None], key: str) -> None:
@@ -85,4 +85,10 @@ class _InARow(CustomGraphPass):
         return keys if all(keys) else None
 
 
-_SOURCES = (gate.__file__, *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")))
+_SOURCES = (
+    __file__,
+    _torch_compat.__file__,
+    gate.__file__,
+    *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")),
+)
+"""All that has a say in what becomes of a graph: what an older version left in Inductor's caches is not taken."""

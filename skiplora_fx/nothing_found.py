@@ -14,7 +14,8 @@ def cut_apart(findings: Findings) -> str:
     return (
         "torch.compile cuts the graphs of a DistributedDataParallel into pieces, one for each of its buckets, and an "
         "edge may lie inside an adapter, whose halves cannot be gated. Trained, but not gated, in the first such piece:"
-        f"{_listed(findings)}\nLarger buckets (bucket_cap_mb) make fewer edges. torch._dynamo.config.optimize_ddp = "
+        f"{_listed(findings)}\nHeads and norms that train are no halves. TORCH_LOGS=+skiplora_fx tells of every piece. "
+        "Larger buckets (bucket_cap_mb) make fewer edges. torch._dynamo.config.optimize_ddp = "
         "False, before the first forward, makes none; gradients are then exchanged after the backward, not during it."
     )
 

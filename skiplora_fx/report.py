@@ -9,6 +9,7 @@ from torch import nn
 
 from .live import sites
 from .live_site import SiteState
+from .visible import visible
 
 
 def report(model: nn.Module) -> str:
@@ -38,4 +39,4 @@ def _row(state: SiteState) -> list[str]:
     if state.adapter not in ("", "default"):
         name += f" [{state.adapter}]"
     now = "skipped" if state.skipped else "open"
-    return [name, str(state.rank), ratio, f"{state.threshold:.4g}", now, f"{state.skip_rate:.0%}"]
+    return [visible(name), str(state.rank), ratio, f"{state.threshold:.4g}", now, f"{state.skip_rate:.0%}"]

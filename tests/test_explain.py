@@ -421,6 +421,16 @@ def test_bad_input(call: Any, error: type[Exception], text: str) -> None:
         call()
 
 
+def test_names_are_shown_as_text() -> None:
+    evil = "evil\x1b[2J"
+    model = nn.Sequential()
+    model.add_module(evil, Linear())
+    model.add_module(f"{evil} head", nn.Linear(WIDE, 2))
+    shown = str(skiplora_fx.explain(model, batch()))
+    assert shown.count("evil\\x1b[2J") == 3  # a site, and a weight and a bias that train
+    assert "\x1b" not in shown
+
+
 def test_a_model_in_which_nothing_trains() -> None:
     found = skiplora_fx.explain(Linear().requires_grad_(False), batch())
     assert found.graphs == ()

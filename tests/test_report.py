@@ -43,5 +43,12 @@ layers.10.v_proj           16      inf          inf  open           12%
     )
 
 
+def test_a_name_is_shown_as_text(states: list[SiteState]) -> None:
+    states.append(SiteState("evil\x1b[2J\u202e", "\x1b[2J", 8, 0.5, 0.05, False, 0.0, 1))
+    shown = skiplora_fx.report(nn.Module())
+    assert "evil\\x1b[2J\\u202e [\\x1b[2J]" in shown
+    assert "\x1b" not in shown
+
+
 def test_without_any_site(states: list[SiteState]) -> None:
     assert "they are found at the first training forward" in skiplora_fx.report(nn.Module())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..visible import visible
 from .align import Change, Pair
 from .graph_diff import Transition
 from .records import NodeRecord, StageRecord
-from .text import node_line, visible
+from .text import node_line
 
 _COLOURS: Mapping[Change, str] = {
     "added": "#b7e4b0",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..logged_run import Run
+from ..visible import visible
 from ..whole_file import whole_file
 from .graph_diff import GraphDiff
 from .page_data import page_data
-from .text import visible
 
 _STYLES = ("vendor/diff2html.min.css", "style.css")
 _LIBRARIES = ("vendor/dagre.min.js", "vendor/diff2html.min.js", "vendor/svg-pan-zoom.min.js")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..logged_run import Run
 from ..policy.base import block_of, site_id
+from ..visible import visible
 from .align import Pair
 from .graph_diff import GraphDiff, Transition
 from .hunks import Hunk
@@ -16,7 +17,6 @@ from .page_records import FIELDS, Records
 from .page_timeline import timeline_data
 from .records import NodeRecord, RejectionRecord, Snapshot
 from .stages import STAGES
-from .text import visible
 
 MOST_NODES = 20_000
 """Nodes of a comparison after which of each shape the first hunk is held: a Llama of 32 layers has half as many."""

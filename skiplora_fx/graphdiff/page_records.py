@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+from ..visible import visible
 from .records import NodeRecord
-from .text import call_text, type_text, visible
+from .text import call_text, type_text
 
 FIELDS = (
     "name",

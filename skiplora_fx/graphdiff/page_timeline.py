@@ -8,7 +8,7 @@ from typing import Any
 
 from ..logged_run import Run
 from ..plot_gates import Columns, colour_range
-from .text import visible
+from ..visible import visible
 
 
 def timeline_data(run: Run) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from ..visible import visible
 from .graph_diff import GraphDiff, Transition
 from .hunks import Shape
 from .records import RejectionRecord, SiteRecord, Snapshot
-from .text import names_after, pair_lines, visible
+from .text import names_after, pair_lines
 
 _STYLES = {"-": "red", "+": "green", "~": "yellow", " ": "dim"}
 _LINES = 24

@@ -7,17 +7,9 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from ..visible import visible
 from .align import Alignment, Pair
 from .records import NodeRecord, StageRecord, TensorRecord
-
-
-def visible(text: str) -> str:
-    """Return ``text`` with what does not print, such as control characters, written out: ``\\x1b``."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def node_line(node: NodeRecord, names: Mapping[str, str] | None = None) -> str:

@@ -74,3 +74,4 @@ def test_halves_are_named_once_and_the_switch_is_offered(
     assert 0 < len(gated) < len(SITES)
     assert "lora_A.default.weight" in told
     assert "torch._dynamo.config.optimize_ddp = False" in told
+    assert "Heads and norms that train are no halves" in told

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import skiplora_fx
 from skiplora_fx.graphdiff import GraphDiff, compare
 from skiplora_fx.graphdiff.terminal import print_diff
-from skiplora_fx.graphdiff.text import visible
+from skiplora_fx.visible import visible
 
 
 def printed(found: GraphDiff, color: bool = False) -> str:

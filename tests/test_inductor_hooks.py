@@ -1,0 +1,46 @@
+"""What Inductor keeps of a backward in its caches is found again only by the code that made it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from two_layers import compiled, step
+
+import skiplora_fx
+from skiplora_fx import passes
+from skiplora_fx.inductor_hooks import _SOURCES, _Hook
+
+PACKAGE = (str(Path(skiplora_fx.__file__).parent), str(Path(passes.__file__).parent))
+ONLOOKERS = {"failures.py", "watching.py"}
+"""They change no graph."""
+
+
+class RunInHooks:
+    """A profiler that collects which files of the package run while a hook does."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self._hooks = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if frame.f_code is _Hook.__call__.__code__:
+            self._hooks += {"call": 1, "return": -1}.get(event, 0)
+        if self._hooks and frame.f_code.co_filename.startswith(PACKAGE):
+            self.files.add(frame.f_code.co_filename)
+
+
+def test_what_changes_a_graph_is_in_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what comes from a cache runs no hook
+    model, seen = compiled(), RunInHooks()
+    sys.setprofile(seen)
+    try:
+        step(model)
+    finally:
+        sys.setprofile(None)
+    changing = {file for file in seen.files if Path(file).name not in ONLOOKERS}
+    assert {"fold_gates.py", "predicate_backward.py", "inductor_hooks.py"} <= {Path(file).name for file in changing}
+    assert changing <= set(_SOURCES)
