@@ -13,6 +13,7 @@ from ._torch_compat import is_inductor_option
 from .errors import ConfigError
 from .policy import make_policy
 from .ranks import several
+from .visible import visible
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "scope": ("adapter", "layer", "input"),
@@ -150,7 +151,7 @@ def match_sites(glob: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     matches = fnmatch.filter(names, glob)
     if not matches:
-        shown = sorted(set(names))
+        shown = sorted(set(map(visible, names)))
         listing = "\n  ".join(shown[:20]) + (f"\n  … and {len(shown) - 20} more" if len(shown) > 20 else "")
         raise ConfigError(f"no site matches the glob {glob!r}. The sites are:\n  {listing or '(none)'}")
     return matches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import warnings
 import weakref
@@ -176,7 +177,8 @@ class Controller:
             return OPEN  # as in a graph that decides by its own forward: what diverges is not skipped
         if threshold in (OPEN, SHUT):
             return threshold
-        return SHUT if site.ratio < threshold else OPEN
+        # As a graph compares them, so that M = τ decides alike.
+        return SHUT if site.ratio < ctypes.c_float(threshold).value else OPEN
 
     def saved(self) -> SavedController:
         """Return what a checkpoint has to keep of the policy and the sites, those that were not met yet as well."""

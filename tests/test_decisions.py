@@ -62,6 +62,15 @@ def test_the_last_ratio_decides() -> None:
     assert skipped(model) == [ratio < between for ratio in last]
 
 
+def test_a_threshold_is_compared_in_float32() -> None:
+    model = compiled(threshold=math.inf, **HELD)
+    step(model)
+    for site in skiplora_fx.sites(model):
+        skiplora_fx.set_threshold(model, math.nextafter(site.ratio, math.inf), site.name)
+    step(model)
+    assert skipped(model) == [False, False]
+
+
 def test_a_site_without_a_ratio_is_open() -> None:
     model = compiled(threshold=0.5, **HELD)
     step(model)

@@ -351,10 +351,32 @@ def test_hooks() -> None:
     check(gated(model))
 
 
+@usage("hooks that run once a gradient is in `.grad`, as optimizers in the backward use them", "gated; each runs once")
+def test_hooks_on_gradients() -> None:
+    model = gated(two_layers())
+    seen: list[str] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.append(name))
+    loss_of(model).backward()
+    assert sorted(seen) == sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    assert [site.skipped for site in skiplora_fx.sites(model)] == [True, False]
+
+
 @usage("compiled autograd")
 def test_compiled_autograd() -> None:
     with torch._dynamo.config.patch(compiled_autograd=True):
         check(gated(two_layers()))
+
+
+@usage("`backward(retain_graph=True)`, and once more")
+def test_a_graph_that_is_kept() -> None:
+    def kept(model: nn.Module) -> Tensor:
+        loss = loss_of(model)
+        loss.backward(retain_graph=True)
+        return loss
+
+    check(gated(two_layers()), kept)
 
 
 @usage("double backward", "torch's own error; nothing is lost")
