@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from blocks import MASKS, SITES, Given, adapted, batch, options, part, sgd
 from oracle import Gradients, detached, gradients
 from processes import run
 from torch import Tensor, nn
+from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -100,28 +100,33 @@ def by_masks(case: Case) -> tuple[list[str], list[Gradients], list[set[str]]]:
     return [site.name for site in skiplora_fx.sites(model)], found, missing
 
 
-def by_thresholds(steps: int, checkpoint: tuple[str, dict[str, Tensor]] | None = None) -> dict[str, Any]:
-    """Train with a threshold amid the ratios, from a checkpoint if there is one; return one of half of the way."""
+def by_thresholds(steps: int, folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train with a threshold amid the ratios; leave a checkpoint of shards half of the way, or go on from one."""
     model = sharded(Case(), threshold=1.0)
     optimizer = sgd(model, rate=0.01)
     attachment = skiplora_fx.attach(model, optimizer)
-    if checkpoint is not None:
-        attachment.load_state_dict(json.loads(checkpoint[0]))
-        model.load_state_dict(checkpoint[1])
-    opens, saved = [], []
-    for _ in range(steps):
+    if resume:
+        weights = model.state_dict()
+        checkpoint.load(weights, checkpoint_id=folder / "weights")
+        model.load_state_dict(weights)
+        attachment.load_state_dict(json.loads((folder / "gates.json").read_text()))
+    opens = []
+    for step in range(steps):
         optimizer.zero_grad()
         model(own() * (1 + dist.get_rank())).backward()
         optimizer.step()
         opens.append([site.skipped for site in skiplora_fx.sites(model)])
-        saved.append((json.dumps(attachment.state_dict()), copy.deepcopy(model.state_dict())))
-    # A DTensor cannot leave its process group.
-    return {"half": saved[steps // 2 - 1], "state": saved[-1][0], "opens": opens}
+        if not resume and step == steps // 2 - 1:
+            checkpoint.save(model.state_dict(), checkpoint_id=folder / "weights")
+            if dist.get_rank() == 0:
+                (folder / "gates.json").write_text(json.dumps(attachment.state_dict()))
+            dist.barrier()
+    return {"state": json.dumps(attachment.state_dict()), "opens": opens}
 
 
-def resumed() -> dict[str, Any]:
-    whole = by_thresholds(6)
-    rest = by_thresholds(3, whole["half"])
+def resumed(folder: str) -> dict[str, Any]:
+    whole = by_thresholds(6, Path(folder))
+    rest = by_thresholds(3, Path(folder), resume=True)
     same = whole["state"] == rest["state"]
     return {"whole": whole["opens"], "rest": rest["opens"], "state": rest["state"], "same": same}
 
@@ -164,7 +169,7 @@ def in_bfloat16() -> tuple[list[str], list[bool], bool]:
 def train_all(folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {name: by_masks(case) for name, case in CASES.items()}
     found["norms"] = {sync: norms(folder, sync) for sync in ("mean", "none")}
-    return {**found, "resumed": resumed(), "bfloat16": in_bfloat16(), "parting": parting()}
+    return {**found, "resumed": resumed(folder), "bfloat16": in_bfloat16(), "parting": parting()}
 
 
 @pytest.fixture(scope="module")
