@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
 import warnings
 import weakref
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import nn
 
 from ._torch_compat import runs_in_ddp, runs_in_join
@@ -178,7 +178,7 @@ class Controller:
         if threshold in (OPEN, SHUT):
             return threshold
         # As a graph compares them, so that M = τ decides alike.
-        return SHUT if site.ratio < ctypes.c_float(threshold).value else OPEN
+        return SHUT if site.ratio < torch.tensor(threshold, dtype=torch.float32).item() else OPEN
 
     def saved(self) -> SavedController:
         """Return what a checkpoint has to keep of the policy and the sites, those that were not met yet as well."""
