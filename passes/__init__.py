@@ -204,7 +204,7 @@ class Pipeline:
             return
         yield "find_regions"
         found = find_regions(graph, analysis)
-        log.debug("find_regions: %d regions\n%s", len(found.regions), Described(analysis, found))
+        log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
         yield "predicate_backward"
         predicate_backward(graph, analysis, found)
         self.on_pass("predicate_backward", "backward", graph)

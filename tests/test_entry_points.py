@@ -87,7 +87,7 @@ def test_the_logs_show_sites_rejections_and_regions(tmp_path: Path) -> None:
         "fold_gates: 3 gates, 3 with a backward",
         "runs if s2",
         "runs if s0 and any of s1, s2",
-        "add_9: else add_5 if any of s1, s2, mm_15 if s0, zeros",
+        "add_13: else add_9 if any of s1, s2, mm_15 if s0, zeros",
     ):
         assert line in done.stderr, done.stderr
 
