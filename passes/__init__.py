@@ -178,9 +178,8 @@ class Pipeline:
         """
         running = "check_consumed"
         try:
-            with kept_whole(graph):
-                for running in self._rewriting_backward(graph):  # noqa: B007 (the step that fails is told)
-                    pass
+            for step in self._rewriting_backward(graph):
+                running = step
         except Exception as error:
             self.on_failure(running, error)
         else:
@@ -206,8 +205,9 @@ class Pipeline:
         found = find_regions(graph, analysis)
         log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
         yield "predicate_backward"
-        predicate_backward(graph, analysis, found)
-        self.on_pass("predicate_backward", "backward", graph)
+        with kept_whole(graph):
+            predicate_backward(graph, analysis, found)
+            self.on_pass("predicate_backward", "backward", graph)
 
     def _finish_backward(self, graph: fx.Graph) -> None:
         """Run the passes over a predicated backward, which is right without them, and with a part of what they do."""

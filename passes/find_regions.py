@@ -121,7 +121,7 @@ class _Grouping:
             else:
                 self._run[node] = self._there[node] = self._widest(node, sources, there)
         for node in reversed(ready):
-            asked = (self._run[reader] for reader in self._readers_through_views(node))
+            asked = (self._run[reader] for reader in operators.readers_through_views(node))
             self._run[node] = self._there[node] = self._conditions.any((self._run[node], *asked))
 
     def _may_widen(self, node: fx.Node) -> bool:
@@ -146,15 +146,8 @@ class _Grouping:
         """Return whether each reader, whenever it runs, finds ``gate`` worth its input."""
         nonzero = self._liveness.nonzero[gate]
         return all(
-            reader.op != "output" and self._run[reader] <= nonzero for reader in self._readers_through_views(gate)
+            reader.op != "output" and self._run[reader] <= nonzero for reader in operators.readers_through_views(gate)
         )
-
-    def _readers_through_views(self, node: fx.Node) -> Iterator[fx.Node]:
-        for user in node.users:
-            if operators.is_view(user):
-                yield from self._readers_through_views(user)
-            else:
-                yield user
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Yield the nodes that compute something from ``node``, seen through views and open gates."""

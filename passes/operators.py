@@ -6,7 +6,7 @@ Tables by name, not by object, as not every build of torch has every operator.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -113,6 +113,15 @@ def is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and is_view(node.args[0])
     return name_of(node) in VIEWS
+
+
+def readers_through_views(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield who reads what the node gives, by the name of a view of it too."""
+    for user in node.users:
+        if is_view(user):
+            yield from readers_through_views(user)
+        else:
+            yield user
 
 
 def is_creation(node: fx.Node) -> bool:

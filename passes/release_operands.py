@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from torch import Tensor, fx
 
 from ..gate import RELEASE
-from .operators import COND, is_view
+from .operators import COND, is_view, readers_through_views
 
 _SMALLEST = 1 / 4
 """Of the largest value: what is smaller, as what a rank's width has, is not worth a call."""
@@ -42,7 +41,7 @@ def _last_read(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     order = {node: place for place, node in enumerate(graph.nodes)}
     found: dict[fx.Node, list[fx.Node]] = {}
     for value in graph.nodes:
-        readers = list(_readers(value)) if _is_computed_here(value) else []
+        readers = list(readers_through_views(value)) if _is_computed_here(value) else []
         if readers and (last := max(readers, key=order.__getitem__)).target is COND:
             found.setdefault(last, []).append(value)
     return found
@@ -50,15 +49,6 @@ def _last_read(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 def _is_computed_here(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and not is_view(node)
-
-
-def _readers(value: fx.Node) -> Iterator[fx.Node]:
-    """Yield who reads a value, also by the name of a view of it."""
-    for user in value.users:
-        if is_view(user):
-            yield from _readers(user)
-        else:
-            yield user
 
 
 def _elements(value: fx.Node) -> int:

@@ -6,12 +6,12 @@ import copy
 import math
 import warnings
 import weakref
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import nn
 
 from ._torch_compat import runs_in_ddp, runs_in_join
@@ -178,7 +178,7 @@ class Controller:
         if threshold in (OPEN, SHUT):
             return threshold
         # As a graph compares them, so that M = τ decides alike.
-        return SHUT if site.ratio < torch.tensor(threshold, dtype=torch.float32).item() else OPEN
+        return SHUT if site.ratio < array("f", [threshold])[0] else OPEN
 
     def saved(self) -> SavedController:
         """Return what a checkpoint has to keep of the policy and the sites, those that were not met yet as well."""

@@ -15,8 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from skiplora_fx.gate import CARRY
 from skiplora_fx.passes import find_regions, liveness, predicate_backward, share_branches
 from skiplora_fx.passes.conditions import Condition
-
-COND = torch.ops.higher_order.cond
+from skiplora_fx.passes.operators import COND as COND
 
 
 def gate(grad: Tensor, opens: Tensor, *sites: int) -> Tensor:

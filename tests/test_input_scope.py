@@ -38,6 +38,23 @@ def shut(model: nn.Module, names: list[str]) -> None:
         skiplora_fx.set_threshold(model, math.inf if site.name in names else 0.0, site.name)
 
 
+def check(gated: nn.Module, eager: nn.Module, mask: oracle.Mask, owner: nn.Module | None = None) -> None:
+    """Check a step under a mask against eager ``layer(x.detach())``, and what the sites say of it.
+
+    Args:
+        gated: what runs.
+        eager: the same without gates.
+        mask: which gates are open.
+        owner: whose parameters those of ``gated`` are, if not its own.
+    """
+    shut(gated, [name for name, is_open in mask.items() if not is_open])
+    found = oracle.gradients(owner or gated, lambda: gated(**models.tokens()).loss)
+    with oracle.detached(eager, "input", mask):
+        expected = oracle.gradients(eager, lambda: eager(**models.tokens()).loss)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert {site.name: not site.skipped for site in skiplora_fx.sites(gated)} == mask
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[nn.Module, nn.Module]]:
     eager = llama(models.QV)
@@ -53,11 +70,7 @@ def test_gradients_of_compiled_code_under_every_mask(pair: tuple[nn.Module, nn.M
     names = list(oracle.adapted_layers(eager))
     for opens in itertools.product([True, False], repeat=len(names)):
         mask = dict(zip(names, opens, strict=True))
-        shut(gated, [name for name, is_open in mask.items() if not is_open])
-        found = oracle.gradients(gated, lambda: gated(**models.tokens()).loss)
-        with oracle.detached(eager, "input", mask):
-            expected = oracle.gradients(eager, lambda: eager(**models.tokens()).loss)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        check(gated, eager, mask)
         assert [not site.skipped for site in skiplora_fx.sites(gated)] == list(opens)
 
 
@@ -75,12 +88,7 @@ def test_gradients_where_each_block_is_compiled_by_itself() -> None:
         {name: not name.endswith(INNER) for name in names},
         {name: place % 3 > 0 for place, name in enumerate(names)},
     ):
-        shut(gated, [name for name, is_open in mask.items() if not is_open])
-        found = oracle.gradients(gated, lambda: gated(**models.tokens()).loss)
-        with oracle.detached(eager, "input", mask):
-            expected = oracle.gradients(eager, lambda: eager(**models.tokens()).loss)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-        assert {site.name: not site.skipped for site in skiplora_fx.sites(gated)} == mask
+        check(gated, eager, mask)
 
 
 @pytest.mark.parametrize("chosen", [("q_proj",), ("q_proj", "v_proj")], ids=str)
@@ -105,12 +113,7 @@ def test_gradients_of_an_applied_graph(targets: Any) -> None:
         {name: not name.endswith(INNER) for name in names},
         {name: place % 3 > 0 for place, name in enumerate(names)},
     ):
-        shut(gated, [name for name, is_open in mask.items() if not is_open])
-        found = oracle.gradients(model, lambda: gated(**models.tokens()).loss)
-        with oracle.detached(model, "input", mask):
-            expected = oracle.gradients(model, lambda: model(**models.tokens()).loss)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-        assert {site.name: not site.skipped for site in skiplora_fx.sites(gated)} == mask
+        check(gated, model, mask, owner=model)
     assert [site.backwards for site in skiplora_fx.sites(gated)] == [4] * len(names)
 
 
