@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-import torch
 from torch import Tensor, fx
 
 from . import operators
-from .alike import layout
 from .conditions import Condition
 from .liveness import Liveness, is_gate
+from .sums import addends, is_plain_sum, is_worth_a_branch, made_for
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,11 @@ def find_regions(graph: fx.Graph, liveness: Liveness) -> Regions:
     Terms:
         *run condition*: that a node is live; for a sum that it is live and no addend is zero, since a sum
         with one zero addend is the other. A pointwise node takes the wider condition of a node that it reads,
-        if everything it reads is there by then: one region then does for several. *level*: how often the
-        condition changes, at most, on a path that leads to the node. A region is the nodes of one condition and
-        one level: a path that leaves it and comes back would have changed condition twice, so regions never wait
-        for each other in a circle.
+        if everything it reads is there by then: one region then does for several. An addend that costs less than the
+        branch that could leave it out (``sums.py``) is computed, from zeros if need be, whenever the sum is live.
+        *level*: how often the condition changes, at most, on a path that leads to the node. A region is the nodes of
+        one condition and one level: a path that leaves it and comes back would have changed condition twice, so
+        regions never wait for each other in a circle.
     """
     return _Grouping(graph, liveness).regions()
 
@@ -80,6 +80,7 @@ class _Grouping:
         self._conditions = liveness.conditions
         self._run = {node: self._run_condition(node) for node in graph.nodes if node.op != "output"}
         self._there = dict(liveness.live)
+        self._join_cheap_addends()
         self._widen_pointwise()
         self._open_gates = frozenset(node for node in graph.nodes if is_gate(node) and self._seen_open(node))
         self._levels: dict[fx.Node, int] = {}
@@ -104,6 +105,21 @@ class _Grouping:
         if not is_plain_sum(node):
             return live
         return self._conditions.all((live, *(self._liveness.nonzero[addend] for addend in addends(node))))
+
+    def _join_cheap_addends(self) -> None:
+        """Let an addend that is not worth a branch run whenever its sum is live.
+
+        Where it did not have to, a factor in it is zero, and is there as real zeros.
+        """
+        for node in filter(is_plain_sum, filter(self._is_predicated, self._run)):
+            live = self._liveness.live[node]
+            parts = {addend: made_for(addend) for addend in addends(node)}
+            joined = {addend for addend, made in parts.items() if made and not is_worth_a_branch(made, node)}
+            for addend in joined:
+                self._run.update(dict.fromkeys(parts[addend], live))
+                self._there.update(dict.fromkeys(parts[addend], live))
+            others = (self._liveness.nonzero[addend] for addend in addends(node) if addend not in joined)
+            self._run[node] = self._conditions.all((live, *others))
 
     def _widen_pointwise(self) -> None:
         """Let pointwise nodes run whenever one that they read does, and note when each value is there."""
@@ -217,21 +233,3 @@ class _Grouping:
 
     def _reading(self, reader: fx.Node) -> Condition:
         return self._conditions.true if reader.op == "output" else self._run[reader]
-
-
-def is_plain_sum(node: fx.Node) -> bool:
-    """Return whether the node is ``a + b`` of two tensors that look just like the sum."""
-    if node.op != "call_function" or node.target is not torch.ops.aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
-        return False
-    if not all(isinstance(addend, fx.Node) for addend in node.args):
-        return False
-    return all(_same_layout(addend.meta["val"], node.meta["val"]) for addend in addends(node))
-
-
-def addends(node: fx.Node) -> list[fx.Node]:
-    """Return the two operands of a sum."""
-    return cast(list[fx.Node], list(node.args))
-
-
-def _same_layout(a: Any, b: Any) -> bool:
-    return isinstance(a, Tensor) and layout(a) == layout(b)

@@ -122,11 +122,12 @@ def _concrete(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_concrete(part) for part in value)
     if isinstance(value, Tensor):
-        return torch.empty([_number(size) for size in value.shape], device="meta", dtype=value.dtype)
-    return _number(value) if isinstance(value, SymInt) else value
+        return torch.empty([number_of(size) for size in value.shape], device="meta", dtype=value.dtype)
+    return number_of(value) if isinstance(value, SymInt) else value
 
 
-def _number(size: int | SymInt) -> int:
+def number_of(size: int | SymInt) -> int:
+    """Return a size as a number: where it may vary, that which it was traced with."""
     return size if isinstance(size, int) else int(size.node.hint)
 
 

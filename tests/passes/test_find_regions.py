@@ -15,13 +15,16 @@ from programs import Program, inputs, programs
 from torch import Tensor, fx
 
 from skiplora_fx.passes import Liveness, Regions, find_regions, liveness
-from skiplora_fx.passes.find_regions import Filler, Region, is_plain_sum
+from skiplora_fx.passes.find_regions import Filler, Region
 from skiplora_fx.passes.liveness import is_gate
 from skiplora_fx.passes.operators import is_creation, is_view
+from skiplora_fx.passes.sums import is_plain_sum
 
 SITES = 3
 OPENS = torch.ones(SITES, dtype=torch.bool)
 A, B, W, V = inputs()
+WIDE = inputs(size=40)
+"""As many FLOPs for each element of a product that it is worth a branch wherever it is added."""
 
 
 class Found:
@@ -195,7 +198,7 @@ def test_a_sum_of_sums_carries_from_one_to_the_next() -> None:
 
 
 def test_a_sum_whose_one_side_is_never_zero_carries_that() -> None:
-    found = Found(lambda o, a, b, w: b.mm(w) + gate(a, o, 0).mm(w), A, B, W)
+    found = Found(lambda o, a, b, w: b.mm(w) + gate(a, o, 0).mm(w), *WIDE[:3])
     assert found.carried("add") == {"mm": "always"}
     assert not found.filler("add").zero or found.analysis.live[_node(found, "add")] == found.analysis.conditions.true
 
@@ -265,3 +268,39 @@ def test_a_sum_that_may_be_one_of_its_addends_runs_under_its_own_condition() -> 
 def test_wider_conditions_change_no_value() -> None:
     before = trace(two_ways, OPENS, A, W, V)
     assert_same_under_all_masks(before, predicated(before, SITES), SITES, (A, W, V))
+
+
+def low_rank(o: Tensor, grad: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The gradient of what a layer reads: by its weight, if anybody below wants it, and by its adapter's factors."""
+    down, up = w[:, :2], v[:2]
+    return gate(grad.mm(w) + 2 * gate(grad, o, 1).mm(down).mm(up), o, 0).mm(w)
+
+
+def test_an_addend_that_costs_less_than_a_branch_runs_with_its_sum() -> None:
+    found = Found(low_rank, *WIDE[:3])
+    say = found.analysis.conditions.text
+    assert say(found.region_of("mm_1").condition) == "s0 and s1"
+    assert found.filler("mm_1").zero
+    assert found.region_of("mm_2") is found.region_of("mul") is found.region_of("add") is found.region_of("mm")
+    assert say(found.region_of("mm").condition) == "s0"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda o, a, w, v: a.mm(w) + gate(a, o, 0).mm(w).mm(v), id="a wide product"),
+        pytest.param(
+            lambda o, a, w, v: a.mm(w) + (p := gate(a, o, 0).mm(w[:, :2]).mm(v[:2])) + p.sin(), id="read twice"
+        ),
+        pytest.param(lambda o, a, w, v: a.mm(w) + gate(a, o, 0).mm(w[:, :2]).mm(v[:2]).div(w), id="0 / 0"),
+    ],
+)
+def test_other_addends_run_under_their_own_condition(function: Callable[..., Any]) -> None:
+    found = Found(function, *WIDE[:3])
+    assert found.analysis.conditions.text(found.region_of("mm_2").condition) == "s0"
+
+
+def test_an_addend_that_runs_with_its_sum_changes_no_value() -> None:
+    values = WIDE[:3]
+    before = trace(low_rank, OPENS, *values)
+    assert_same_under_all_masks(before, predicated(before, SITES), SITES, values)
