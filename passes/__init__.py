@@ -196,13 +196,13 @@ class Pipeline:
         self.on_pass("backward", "backward", graph)
         yield "liveness"
         analysis = liveness(graph, len(self.gated.sites))
-        if self.counts:
-            yield "flops"
-            self.flops = flops(graph, analysis)
-        if "predicate_backward" in self.disabled:
-            return
         yield "find_regions"
         found = find_regions(graph, analysis)
+        if self.counts:
+            yield "flops"
+            self.flops = flops(graph, analysis, found)
+        if "predicate_backward" in self.disabled:
+            return
         log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
         yield "predicate_backward"
         with kept_whole(graph):

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from . import operators
 from .alike import layout
-from .flops import flops_of, number_of
+from .flop_formulas import flops_of, number_of
 
 _BALANCE = 32
 """FLOPs in the time in which an element comes from memory: of one core of a server's CPU; on a GPU they are more."""

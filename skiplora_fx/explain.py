@@ -304,13 +304,12 @@ class _Recorder:
             if pipeline.gated is None:
                 _take_gates_away(graph)
             analysis = liveness(graph, sites)
-            recorded.trains, recorded.counted = True, flops(graph, analysis)
-            if sites:
-                found = find_regions(graph, analysis)
-                recorded.regions = [
-                    (analysis.conditions.support(region.condition), sum(map(_is_product, region.nodes)))
-                    for region in found.regions
-                ]
+            found = find_regions(graph, analysis)
+            recorded.trains, recorded.counted = True, flops(graph, analysis, found)
+            recorded.regions = [
+                (analysis.conditions.support(region.condition), sum(map(_is_product, region.nodes)))
+                for region in found.regions
+            ]
 
         if pipeline.gated is None:
             return compile_ahead(gm, inputs, partitioned)

@@ -13,7 +13,7 @@ from torch import SymBool, SymFloat, SymInt, Tensor, fx
 from .._torch_compat import OpOverload
 from ..passes.dataflow import value_of
 from ..passes.find_lora import source_line
-from ..passes.flops import flops_of
+from ..passes.flop_formulas import flops_of
 from ..passes.parameters import module_of
 from .records import NodeRecord, TensorRecord
 

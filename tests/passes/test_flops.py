@@ -7,14 +7,15 @@ import torch
 from aten import gate, trace
 from torch import Tensor, fx
 
-from skiplora_fx.passes import liveness
+from skiplora_fx.passes import find_regions, liveness
 from skiplora_fx.passes.flops import Flops, flops
 
 SQUARE = 2 * 4**3  # a product of two matrices of 4 × 4
 
 
 def counted_flops(graph: fx.Graph) -> Flops:
-    return flops(graph, liveness(graph, 1))
+    analysis = liveness(graph, 1)
+    return flops(graph, analysis, find_regions(graph, analysis))
 
 
 def square() -> Tensor:
