@@ -48,15 +48,16 @@ def _cells(point: Point) -> list[str]:
         f"{100 * point.shut:.0f} %",
         f"{point.backward:.2f}",
         f"{point.time:.2f}",
-        _said(point.scores["accuracy"], ".1f"),
-        _said(point.scores["loss"], ".3f"),
-        _said(point.gains["accuracy"], "+.1f"),
-        _said(point.gains["loss"], "+.3f"),
+        said(point.scores["accuracy"], ".1f"),
+        said(point.scores["loss"], ".3f"),
+        said(point.gains["accuracy"], "+.1f"),
+        said(point.gains["loss"], "+.3f"),
         "" if is_full else verdict(point.gains["loss"]),
     ]
 
 
-def _said(value: Estimate, form: str) -> str:
+def said(value: Estimate, form: str) -> str:
+    """Return an estimate as text, with its standard error if that is known; nothing for none."""
     if math.isnan(value.mean):
         return ""
     error = "" if math.isnan(value.error) else f" ± {value.error:{form.lstrip('+')}}"

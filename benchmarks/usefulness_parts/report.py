@@ -1,0 +1,134 @@
+"""The tables and the picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from quality_parts.curves import estimate
+from quality_parts.report import said
+from tabulate import tabulate
+
+from .predictors import (
+    PREDICTORS,
+    Predictor,
+    When,
+    among_depths,
+    among_sites,
+    lost_shares,
+    over_the_run,
+    per_flop,
+    share_error,
+    whens,
+)
+from .record import Drops, Probe, Record
+
+Score = Callable[[Record, Predictor, When], float]
+
+
+def report(folder: Path, records: Sequence[Record]) -> str:
+    """Return the tables as Markdown, and write them to ``table.md`` and the picture to ``drops.png`` in the folder.
+
+    Args:
+        folder: of results.
+        records: of one task, with the same sites and probes at the same steps.
+    """
+    every = records[0].probes[1].step - records[0].probes[0].step
+    text = "\n\n".join(
+        [
+            "Rank correlation with the held-out drop of each site's update alone, over the sites of a step:",
+            _sites(records, every),
+            "Over the depths of a truncation, of what is lost for each FLOP saved; and by how much the share that is "
+            "lost below a depth is told wrongly, in the mean:",
+            _depths(records, every),
+            "Share of a step's held-out drop that is lost where the lowest blocks are truncated:",
+            _lost(records),
+        ]
+    )
+    (folder / "table.md").write_text(text + "\n")
+    draw(records, folder / "drops.png")
+    return text
+
+
+def _sites(records: Sequence[Record], every: int) -> str:
+    times = whens(every)
+    scores: dict[str, tuple[Score, When]] = {when.what: (partial(among_sites, of=_held_out), when) for when in times}
+    scores["own batch, same step"] = (partial(among_sites, of=_own), times[0])
+    scores["per FLOP, same step"] = (per_flop, times[0])
+    scores["over the run, same step"] = (over_the_run, times[0])
+    scores[f"over the run, {times[2].what}"] = (over_the_run, times[2])
+    return _table(records, scores)
+
+
+def _depths(records: Sequence[Record], every: int) -> str:
+    times = whens(every)
+    scores: dict[str, tuple[Score, When]] = {when.what: (among_depths, when) for when in times}
+    scores["share off by, same step"] = (share_error, times[0])
+    scores[f"share off by, {times[2].what}"] = (share_error, times[2])
+    return _table(records, scores)
+
+
+def _table(records: Sequence[Record], scores: dict[str, tuple[Score, When]]) -> str:
+    rows = [
+        [
+            predictor.what,
+            *(
+                said(estimate([of(record, predictor, when) for record in records]), ".2f")
+                for of, when in scores.values()
+            ),
+        ]
+        for predictor in PREDICTORS
+    ]
+    return tabulate(rows, headers=["statistic", *scores], tablefmt="github", disable_numparse=True)
+
+
+def _lost(records: Sequence[Record]) -> str:
+    costs = records[0].costs
+    columns = {
+        "whole run": lost_shares(records, _held_out),
+        "first third": lost_shares(records, _held_out, 0),
+        "second": lost_shares(records, _held_out, 1),
+        "last": lost_shares(records, _held_out, 2),
+        "own batch": lost_shares(records, _own),
+    }
+    rows = [
+        [str(depth + 1), f"{saved / costs.backward:.2f}", *(said(shares[depth], ".2f") for shares in columns.values())]
+        for depth, saved in enumerate(costs.truncated())
+    ]
+    headers = ["blocks truncated", "backward FLOPs saved", *columns]
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Draw the drop that each block's update brings alone, over the steps, on both batches; means over seeds."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    blocks = len(records[0].costs.blocks())
+    for place, (title, of) in enumerate({"held-out rows": _held_out, "the step's own batch": _own}.items()):
+        axes = figure.add_subplot(1, 2, place + 1)
+        steps = [probe.step for probe in records[0].probes]
+        for block in range(blocks):
+            drops = [
+                statistics.fmean(of(record.probes[number]).block[block] for record in records)
+                for number in range(len(steps))
+            ]
+            axes.plot(steps, drops, color=colormaps["viridis"](block / max(blocks - 1, 1)), label=f"block {block}")
+        axes.axhline(0, color="grey", linewidth=0.5)
+        axes.set_yscale("symlog", linthresh=1e-4)
+        axes.set_xlabel("step")
+        axes.set_ylabel("drop of the loss by the block's update alone")
+        axes.set_title(title)
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _held_out(probe: Probe) -> Drops:
+    return probe.held_out
+
+
+def _own(probe: Probe) -> Drops:
+    return probe.own
