@@ -22,6 +22,7 @@ import torch
 from quality_parts.settings import Settings, add_settings, settings_of
 from quality_parts.store import Store
 from quality_parts.tasks import TASKS
+from quality_parts.training import Trainer
 from usefulness_parts.record import Record
 from usefulness_parts.report import report
 from usefulness_parts.watching import watched
@@ -50,9 +51,9 @@ def main() -> None:
     store = Store(args.results / args.task, settings)
     left = [seed for seed in args.seeds if f"watched-{seed}" not in store.names()]
     if "watch" in args.phases and left:
-        task = TASKS[args.task](args.data, args.model_name, settings)
+        trainer = Trainer(TASKS[args.task](args.data, args.model_name, settings), settings)
         for seed in left:
-            store.write(f"watched-{seed}", watched(task, settings, seed, settings.every, settings.rows).to_json())
+            store.write(f"watched-{seed}", watched(trainer, seed, settings.every, settings.rows).to_json())
             print(f"seed {seed} was watched", flush=True)
     if "report" in args.phases:
         print(report(store.folder, [Record.from_json(store.read(name)) for name in sorted(_watched(store))]))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from quality_parts.arms import ARMS
-from quality_parts.settings import Settings
 from quality_parts.tasks import Loss, Rows, Task, unpadded
 from quality_parts.training import Trainer
 from torch import Tensor, nn
@@ -25,19 +24,18 @@ class Moved(NamedTuple):
     after: Tensor
 
 
-def watched(task: Task, settings: Settings, seed: int, every: int, rows: int) -> Record:
+def watched(trainer: Trainer, seed: int, every: int, rows: int) -> Record:
     """Train one run of full LoRA, as ``quality.py`` does, and look at every so manyth of its steps.
 
     Args:
-        task: what is learnt.
-        settings: how.
+        trainer: of a task.
         seed: of the run.
         every: steps from one that is taken apart to the next.
         rows: of the test rows, on which a step's worth is measured; evenly drawn from them, which are in the order of
             their length.
     """
-    trainer = Trainer(task, settings)
-    costs = Costs.of(task, tuple(column[: settings.batch] for column in task.train))
+    task = trainer.task
+    costs = Costs.of(task, tuple(column[: trainer.settings.batch] for column in task.train))
     watcher = Watcher(task, costs, every, rows)
     run = trainer.run("full", ARMS["full"], 1.0, seed, [watcher])
     assert run.sites == costs.sites, "explain and apply order the sites alike"
