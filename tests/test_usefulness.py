@@ -22,9 +22,9 @@ from usefulness_parts.predictors import (
     When,
     among_depths,
     among_sites,
-    lost_shares,
     over_the_run,
     share_error,
+    shares,
     whens,
 )
 from usefulness_parts.record import Costs, Drops, Probe, Record
@@ -78,9 +78,11 @@ def test_parts_of_a_step_are_worth_what_they_are_when_nothing_else_moves(trainer
     (probe,) = watcher.probes
     assert probe.step == 7
     sites = seen.costs.sites
-    blocks = [sites[6 * block].split("attention")[0] for block in range(3)]
-    found = [probe.own.site[2], probe.own.site[20], probe.own.block[2], probe.own.below[2]]
-    wanted = [step.drop(f"{sites[2]}."), step.drop(f"{sites[20]}."), step.drop(blocks[2]), step.drop(*blocks)]
+    blocks = [sites[6 * block].split("attention")[0] for block in range(6)]
+    own = probe.own
+    found = [own.site[2], own.site[20], own.block[2], own.below[2], own.above[2]]
+    wanted = [step.drop(f"{sites[2]}."), step.drop(f"{sites[20]}."), step.drop(blocks[2])]
+    wanted += [step.drop(*blocks[:3]), step.drop(*blocks[3:])]
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=5e-10)  # the model itself is in single precision
     assert min(wanted) > 5e-9
 
@@ -139,7 +141,8 @@ def record(norms: list[list[float]], worth: list[list[float]]) -> Record:
     names = ("promise", "cosine", "ratio", "change")
     probes = []
     for number, (norm, drops) in enumerate(zip(norms, worth, strict=True)):
-        found = Drops(drops, drops, [sum(drops[: depth + 1]) for depth in range(4)])
+        depths = range(1, 5)
+        found = Drops(drops, drops, [sum(drops[:depth]) for depth in depths], [sum(drops[depth:]) for depth in depths])
         statistics = {"norm": norm} | {name: [1.0, 1.0, 1.0, 1.0] for name in names}
         probes.append(Probe(10 * number + 9, statistics, statistics, found, found))
     return Record(0, costs, probes, [1.0])
@@ -169,12 +172,17 @@ def test_depths_are_judged_by_what_is_lost_for_each_flop() -> None:
     assert share_error(told, nothing, SAME) == pytest.approx((0.15 + 0.2 + 0.15) / 3)
 
 
+def test_a_truncation_loses_what_the_rest_of_a_step_does_not_bring() -> None:
+    drops = Drops([], [3.0, 3.0], [3.0, 4.0], [3.0, 0.0])  # two blocks that do much the same
+    assert drops.lost() == [1.0, 4.0]
+
+
 def test_what_a_truncation_loses_and_saves() -> None:
     told = record([RISING] * 3, [RISING, RISING, FALLING])
     assert told.costs.truncated() == [10, 20, 30, 35]
-    shares = [share.mean for share in lost_shares([told, told], lambda probe: probe.held_out)]
-    assert shares == pytest.approx([6 / 30, 13 / 30, 21 / 30, 1.0])
-    last = [share.mean for share in lost_shares([told], lambda probe: probe.held_out, third=2)]
+    whole = [share.mean for share in shares([told, told], lambda probe: probe.held_out.lost())]
+    assert whole == pytest.approx([6 / 30, 13 / 30, 21 / 30, 1.0])
+    last = [share.mean for share in shares([told], lambda probe: probe.held_out.lost(), third=2)]
     assert last == pytest.approx([0.4, 0.7, 0.9, 1.0])
 
 

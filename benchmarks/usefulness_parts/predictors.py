@@ -105,7 +105,8 @@ def over_the_run(record: Record, predictor: Predictor, when: When) -> float:
 def among_depths(record: Record, predictor: Predictor, when: When) -> float:
     """Return the rank correlation over the depths of a truncation, of what is lost for each FLOP that is saved.
 
-    What is lost is the held-out drop of the update below the depth; what is told, the sum of the values there.
+    What is lost is by how much less the held-out loss falls without the updates below the depth; what is told, the sum
+    of the values there.
     The depth at which everything is shut is left out.
     """
     saved = record.costs.truncated()[:-1]
@@ -113,7 +114,7 @@ def among_depths(record: Record, predictor: Predictor, when: When) -> float:
         [
             spearman(
                 _divided(_below(record, values)[:-1], saved),
-                _divided(probe.held_out.below[:-1], saved),
+                _divided(probe.held_out.lost()[:-1], saved),
             )
             for values, probe in pairs(record, predictor, when)
         ]
@@ -127,23 +128,25 @@ def share_error(record: Record, predictor: Predictor, when: When) -> float:
     """
     found = list(pairs(record, predictor, when))
     told = _added([_below(record, values) for values, _ in found])
-    seen = _added([probe.held_out.below for _, probe in found])
+    seen = _added([probe.held_out.lost() for _, probe in found])
     return _mean([abs(one / told[-1] - other / seen[-1]) for one, other in zip(told[:-1], seen[:-1], strict=True)])
 
 
-def lost_shares(records: Sequence[Record], of: Callable[[Probe], Drops], third: int | None = None) -> list[Estimate]:
-    """Return for each depth the share of the loss drop that the update below it brings.
+def shares(
+    records: Sequence[Record], of: Callable[[Probe], Sequence[float]], third: int | None = None
+) -> list[Estimate]:
+    """Return what is seen at each depth as a share of what is seen at the last.
 
     Args:
         records: of all seeds.
-        of: drops on which batch.
+        of: gives a value for each depth; those of a run's steps are added up.
         third: of the run: 0, 1 or 2; None for all of it.
     """
-    shares = []
+    found = []
     for record in records:
-        added = _added([of(probe).below for probe in _third(record.probes, third)])
-        shares.append([drop / added[-1] for drop in added])
-    return [estimate(column) for column in zip(*shares, strict=True)]
+        added = _added([of(probe) for probe in _third(record.probes, third)])
+        found.append([value / added[-1] for value in added])
+    return [estimate(column) for column in zip(*found, strict=True)]
 
 
 def _third(probes: Sequence[Probe], third: int | None) -> Sequence[Probe]:

@@ -61,11 +61,17 @@ class Drops:
         site: the part of one site, for each.
         block: that of one block.
         below: that of the lowest block, the lowest two, and so on, to all.
+        above: that of all but the lowest block, all but the lowest two, and so on, to none.
     """
 
     site: Sequence[float]
     block: Sequence[float]
     below: Sequence[float]
+    above: Sequence[float]
+
+    def lost(self) -> list[float]:
+        """Return what truncating the lowest block, the lowest two, and so on, takes from the drop of the whole step."""
+        return [self.below[-1] - left for left in self.above]
 
 
 @dataclass(frozen=True)

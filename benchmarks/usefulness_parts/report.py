@@ -17,10 +17,10 @@ from .predictors import (
     When,
     among_depths,
     among_sites,
-    lost_shares,
     over_the_run,
     per_flop,
     share_error,
+    shares,
     whens,
 )
 from .record import Drops, Probe, Record
@@ -41,9 +41,10 @@ def report(folder: Path, records: Sequence[Record]) -> str:
             "Rank correlation with the held-out drop of each site's update alone, over the sites of a step:",
             _sites(records, every),
             "Over the depths of a truncation, of what is lost for each FLOP saved; and by how much the share that is "
-            "lost below a depth is told wrongly, in the mean:",
+            "lost is told wrongly, in the mean:",
             _depths(records, every),
-            "Share of a step's held-out drop that is lost where the lowest blocks are truncated:",
+            "Share of a step's held-out drop that is lost without the lowest blocks' updates, and that those bring "
+            "alone:",
             _lost(records),
         ]
     )
@@ -87,14 +88,15 @@ def _table(records: Sequence[Record], scores: dict[str, tuple[Score, When]]) -> 
 def _lost(records: Sequence[Record]) -> str:
     costs = records[0].costs
     columns = {
-        "whole run": lost_shares(records, _held_out),
-        "first third": lost_shares(records, _held_out, 0),
-        "second": lost_shares(records, _held_out, 1),
-        "last": lost_shares(records, _held_out, 2),
-        "own batch": lost_shares(records, _own),
+        "lost without them": shares(records, _lost_held_out),
+        "first third": shares(records, _lost_held_out, 0),
+        "second": shares(records, _lost_held_out, 1),
+        "last": shares(records, _lost_held_out, 2),
+        "own batch": shares(records, _lost_own),
+        "they alone": shares(records, _below),
     }
     rows = [
-        [str(depth + 1), f"{saved / costs.backward:.2f}", *(said(shares[depth], ".2f") for shares in columns.values())]
+        [str(depth + 1), f"{saved / costs.backward:.2f}", *(said(share[depth], ".2f") for share in columns.values())]
         for depth, saved in enumerate(costs.truncated())
     ]
     headers = ["blocks truncated", "backward FLOPs saved", *columns]
@@ -132,3 +134,15 @@ def _held_out(probe: Probe) -> Drops:
 
 def _own(probe: Probe) -> Drops:
     return probe.own
+
+
+def _lost_held_out(probe: Probe) -> list[float]:
+    return probe.held_out.lost()
+
+
+def _lost_own(probe: Probe) -> list[float]:
+    return probe.own.lost()
+
+
+def _below(probe: Probe) -> Sequence[float]:
+    return probe.held_out.below

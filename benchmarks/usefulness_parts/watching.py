@@ -97,8 +97,10 @@ class Watcher:
         others = [self._moved(parameter) for parameter in self._others]
         _put(others, after=False)
         start = self._losses(sites, ())
-        below = [[site for block in self._blocks[: depth + 1] for site in block] for depth in range(len(self._blocks))]
-        parts = [[[site] for site in range(len(sites))], self._blocks, below]
+        depths = range(1, len(self._blocks) + 1)
+        below = [_joined(self._blocks[:depth]) for depth in depths]
+        above = [_joined(self._blocks[depth:]) for depth in depths]
+        parts = [[[site] for site in range(len(sites))], self._blocks, below, above]
         found = [[self._losses(sites, part) for part in kind] for kind in parts]
         for group in (*sites, others):
             _put(group, after=True)
@@ -112,6 +114,10 @@ class Watcher:
         for number, site in enumerate(sites):
             _put(site, after=number in part)
         return _precise(self._loss, self._held_out), _precise(self._loss, self._batch)
+
+
+def _joined(blocks: Sequence[Sequence[int]]) -> list[int]:
+    return [site for block in blocks for site in block]
 
 
 def _precise(loss: Loss, rows: Rows) -> float:
