@@ -189,6 +189,8 @@ def test_what_a_truncation_loses_and_saves() -> None:
 def test_the_report_writes_tables_and_a_picture(tmp_path: Path) -> None:
     told = record([RISING] * 3, [RISING, FALLING, RISING])
     text = report(tmp_path, [told, told])
+    half = next(line for line in text.splitlines() if line.startswith("| 2 "))
+    assert [cell.strip() for cell in half.split("|")][-2] == f"{(1 - 0.4333) / 0.75:.2f} ± 0.00"
     assert (tmp_path / "table.md").read_text() == text + "\n"
     assert "| norm of the gradient " in text
     assert "| 2                  | 0.50 " in text

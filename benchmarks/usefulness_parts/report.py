@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from quality_parts.curves import estimate
+from quality_parts.curves import Estimate, estimate
 from quality_parts.report import said
 from tabulate import tabulate
 
@@ -95,12 +95,27 @@ def _lost(records: Sequence[Record]) -> str:
         "own batch": shares(records, _lost_own),
         "they alone": shares(records, _below),
     }
+    saved = [flops / costs.backward for flops in costs.truncated()]
+    columns["kept for each FLOP of a step"] = [
+        _rate(lost, share) for lost, share in zip(columns["lost without them"], saved, strict=True)
+    ]
     rows = [
-        [str(depth + 1), f"{saved / costs.backward:.2f}", *(said(share[depth], ".2f") for share in columns.values())]
-        for depth, saved in enumerate(costs.truncated())
+        [str(depth + 1), f"{share:.2f}", *(said(column[depth], ".2f") for column in columns.values())]
+        for depth, share in enumerate(saved)
     ]
     headers = ["blocks truncated", "backward FLOPs saved", *columns]
     return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _rate(lost: Estimate, saved: float) -> Estimate:
+    """Return what is kept for each FLOP of a step, as a ratio to full LoRA's.
+
+    Args:
+        lost: share of the drop.
+        saved: share of the backward, which has as many FLOPs as the forward, give or take what adapters add.
+    """
+    left = 1 - saved / 2
+    return Estimate((1 - lost.mean) / left, lost.error / left)
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
