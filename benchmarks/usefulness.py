@@ -56,7 +56,8 @@ def main() -> None:
             store.write(f"watched-{seed}", watched(trainer, seed, settings.every, settings.rows).to_json())
             print(f"seed {seed} was watched", flush=True)
     if "report" in args.phases:
-        print(report(store.folder, [Record.from_json(store.read(name)) for name in sorted(_watched(store))]))
+        records = [Record.from_json(store.read(name)) for name in sorted(_watched(store))]
+        print(report(store.folder, records, settings.every) if records else f"no run is in {store.folder} yet")
 
 
 def _watched(store: Store) -> set[str]:

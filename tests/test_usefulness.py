@@ -188,7 +188,7 @@ def test_what_a_truncation_loses_and_saves() -> None:
 
 def test_the_report_writes_tables_and_a_picture(tmp_path: Path) -> None:
     told = record([RISING] * 3, [RISING, FALLING, RISING])
-    text = report(tmp_path, [told, told])
+    text = report(tmp_path, [told, told], every=10)
     half = next(line for line in text.splitlines() if line.startswith("| 2 "))
     assert [cell.strip() for cell in half.split("|")][-2] == f"{(1 - 0.4333) / 0.75:.2f} ± 0.00"
     assert (tmp_path / "table.md").read_text() == text + "\n"

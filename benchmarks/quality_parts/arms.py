@@ -154,6 +154,12 @@ ARMS: Mapping[str, Arm] = {
     "near-high-2": _near("near in the upper half, in every other step", UpperBlocks(share=0.5, every=2)),
     "near-most": _near("near in the upper three quarters, always", UpperBlocks(share=0.75)),
     "near-all": _near("near everywhere, always", UpperBlocks(share=1.0)),
+    "freeze-low": Arm("the lowest quarter is never trained", lambda plan: Freeze(share=0.25), gated_warmup=False),
+    "open-low": Arm(
+        "starts with the lowest three blocks truncated, opens downwards",
+        lambda plan: Schedule(3, 0, 0, plan.steps),
+        gated_warmup=False,
+    ),
     "best-rate": Arm(
         "the depth that keeps the most gradient norm for the FLOPs of a step", lambda plan: BestRate(), probe_every=10
     ),

@@ -28,14 +28,14 @@ from .record import Drops, Probe, Record
 Score = Callable[[Record, Predictor, When], float]
 
 
-def report(folder: Path, records: Sequence[Record]) -> str:
+def report(folder: Path, records: Sequence[Record], every: int) -> str:
     """Return the tables as Markdown, and write them to ``table.md`` and the picture to ``drops.png`` in the folder.
 
     Args:
         folder: of results.
         records: of one task, with the same sites and probes at the same steps.
+        every: steps between those.
     """
-    every = records[0].probes[1].step - records[0].probes[0].step
     text = "\n\n".join(
         [
             "Rank correlation with the held-out drop of each site's update alone, over the sites of a step:",
