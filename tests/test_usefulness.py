@@ -148,6 +148,10 @@ def record(norms: list[list[float]], worth: list[list[float]]) -> Record:
     return Record(0, costs, probes, [1.0])
 
 
+def lost(probe: Probe) -> list[float]:
+    return probe.held_out.lost()
+
+
 RISING, FALLING = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]
 
 
@@ -155,7 +159,7 @@ RISING, FALLING = [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]
 def test_a_statistic_is_judged_by_the_drops_that_come_after_it(when: When, found: float) -> None:
     told = record([RISING, FALLING, RISING], [FALLING, RISING, FALLING])
     assert among_sites(told, NORM, when, lambda probe: probe.held_out) == pytest.approx(found)
-    assert among_depths(told, NORM, when) == pytest.approx(found)
+    assert among_depths(told, NORM, when, lost) == pytest.approx(found)
 
 
 def test_over_the_run_each_site_is_judged_by_itself() -> None:
@@ -166,10 +170,10 @@ def test_over_the_run_each_site_is_judged_by_itself() -> None:
 def test_depths_are_judged_by_what_is_lost_for_each_flop() -> None:
     """All norms alike lose the same below each depth for each FLOP, and say nothing."""
     nothing = Predictor("", "")
-    assert math.isnan(among_depths(record([RISING], [RISING]), nothing, SAME))
     told = record([RISING], [RISING])
-    assert share_error(told, NORM, SAME) == pytest.approx(0.0)
-    assert share_error(told, nothing, SAME) == pytest.approx((0.15 + 0.2 + 0.15) / 3)
+    assert math.isnan(among_depths(told, nothing, SAME, lost))
+    assert share_error(told, NORM, SAME, lost) == pytest.approx(0.0)
+    assert share_error(told, nothing, SAME, lost) == pytest.approx((0.15 + 0.2 + 0.15) / 3)
 
 
 def test_a_truncation_loses_what_the_rest_of_a_step_does_not_bring() -> None:
@@ -180,9 +184,9 @@ def test_a_truncation_loses_what_the_rest_of_a_step_does_not_bring() -> None:
 def test_what_a_truncation_loses_and_saves() -> None:
     told = record([RISING] * 3, [RISING, RISING, FALLING])
     assert told.costs.truncated() == [10, 20, 30, 35]
-    whole = [share.mean for share in shares([told, told], lambda probe: probe.held_out.lost())]
+    whole = [share.mean for share in shares([told, told], lost)]
     assert whole == pytest.approx([6 / 30, 13 / 30, 21 / 30, 1.0])
-    last = [share.mean for share in shares([told], lambda probe: probe.held_out.lost(), third=2)]
+    last = [share.mean for share in shares([told], lost, third=2)]
     assert last == pytest.approx([0.4, 0.7, 0.9, 1.0])
 
 

@@ -102,33 +102,34 @@ def over_the_run(record: Record, predictor: Predictor, when: When) -> float:
     )
 
 
-def among_depths(record: Record, predictor: Predictor, when: When) -> float:
-    """Return the rank correlation over the depths of a truncation, of what is lost for each FLOP that is saved.
+def among_depths(record: Record, predictor: Predictor, when: When, of: Callable[[Probe], Sequence[float]]) -> float:
+    """Return the mean over the steps of the rank correlation over the depths of a truncation, for each FLOP saved.
 
-    What is lost is by how much less the held-out loss falls without the updates below the depth; what is told, the sum
-    of the values there.
-    The depth at which everything is shut is left out.
+    What is told is the sum of the values below. The depth at which everything is shut is left out.
+
+    Args:
+        record: of a run.
+        predictor: what is told.
+        when: how old it is.
+        of: gives what is measured at each depth.
     """
     saved = record.costs.truncated()[:-1]
     return _mean(
         [
-            spearman(
-                _divided(_below(record, values)[:-1], saved),
-                _divided(probe.held_out.lost()[:-1], saved),
-            )
+            spearman(_divided(_below(record, values)[:-1], saved), _divided(of(probe)[:-1], saved))
             for values, probe in pairs(record, predictor, when)
         ]
     )
 
 
-def share_error(record: Record, predictor: Predictor, when: When) -> float:
-    """Return by how much the told share of what is lost below a depth is off, the mean over depths.
+def share_error(record: Record, predictor: Predictor, when: When, of: Callable[[Probe], Sequence[float]]) -> float:
+    """Return by how much the told share of what is measured at a depth is off, the mean over depths.
 
     Shares are those of the whole run: sums over its steps, as one step's drop may be next to nothing, or a rise.
     """
     found = list(pairs(record, predictor, when))
     told = _added([_below(record, values) for values, _ in found])
-    seen = _added([probe.held_out.lost() for _, probe in found])
+    seen = _added([of(probe) for _, probe in found])
     return _mean([abs(one / told[-1] - other / seen[-1]) for one, other in zip(told[:-1], seen[:-1], strict=True)])
 
 

@@ -40,8 +40,8 @@ def report(folder: Path, records: Sequence[Record], every: int) -> str:
         [
             "Rank correlation with the held-out drop of each site's update alone, over the sites of a step:",
             _sites(records, every),
-            "Over the depths of a truncation, of what is lost for each FLOP saved; and by how much the share that is "
-            "lost is told wrongly, in the mean:",
+            "Over the depths of a truncation, for each FLOP that it saves: with what the lowest blocks' updates bring "
+            "alone, and with what is lost without them; and by how much the share of it is told wrongly, in the mean:",
             _depths(records, every),
             "Share of a step's held-out drop that is lost without the lowest blocks' updates, and that those bring "
             "alone:",
@@ -64,10 +64,12 @@ def _sites(records: Sequence[Record], every: int) -> str:
 
 
 def _depths(records: Sequence[Record], every: int) -> str:
-    times = whens(every)
-    scores: dict[str, tuple[Score, When]] = {when.what: (among_depths, when) for when in times}
-    scores["share off by, same step"] = (share_error, times[0])
-    scores[f"share off by, {times[2].what}"] = (share_error, times[2])
+    now, _, _, old = whens(every)
+    scores: dict[str, tuple[Score, When]] = {}
+    for name, of in {"alone": _below, "lost": _lost_held_out}.items():
+        scores[f"{name}, {now.what}"] = (partial(among_depths, of=of), now)
+        scores[f"{name}, {old.what}"] = (partial(among_depths, of=of), old)
+        scores[f"{name}, share off by"] = (partial(share_error, of=of), now)
     return _table(records, scores)
 
 
