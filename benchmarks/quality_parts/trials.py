@@ -88,9 +88,9 @@ class BestRate(Policy):
     """Truncates where that leaves the most loss drop for the FLOPs of a step, forward included.
 
     The drop of what lies above a depth is told by the gradient norms there, as a share of those of all sites:
-    ``usefulness.py`` finds that nothing else that a policy sees tells it better. A site that is shut counts with its
-    norm when it was last open, so this needs probes. Fewer steps of full LoRA have the rate of full LoRA: no depth is
-    chosen that they would beat.
+    ``usefulness.py`` finds that nothing else that a policy sees tells better what updates bring by themselves. A site
+    that is shut counts with its norm when it was last open, so this needs probes. Fewer steps of full LoRA have the
+    rate of full LoRA: no depth is chosen that they would beat.
 
     Attributes:
         forward: FLOPs of the forward, as a share of the backward's with every gate open. With frozen weights a backward
