@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from quality_parts.arms import ARMS
 from quality_parts.report import report
-from quality_parts.settings import Settings
+from quality_parts.settings import Settings, add_settings, settings_of
 from quality_parts.store import Store
-from quality_parts.tasks import instruct, mrpc
+from quality_parts.tasks import TASKS
 from quality_parts.timing import time_masks
 from quality_parts.training import Trainer
 
-TASKS = {"mrpc": mrpc, "instruct": instruct}
 PHASES = ("train", "time", "report")
 
 
@@ -36,7 +34,7 @@ def main() -> None:
     """Run the benchmark."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    settings = settings_of(args, Settings)
     store = Store(args.results / args.task, settings)
     if "train" in args.phases or "time" in args.phases:
         task = TASKS[args.task](args.data, args.model_name, settings)
@@ -76,8 +74,7 @@ def _arguments() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="(default: %(default)s)")
     results = Path(__file__).parent / "results" / "quality"
     add("--results", type=Path, default=results, help="the folder of results (default: %(default)s)")
-    for field in fields(Settings):
-        add(f"--{field.name}", type=type(field.default), default=field.default, help="(default: %(default)s)")
+    add_settings(parser, Settings)
     return parser.parse_args()
 
 

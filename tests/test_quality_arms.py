@@ -41,6 +41,7 @@ def _depths(run: Run) -> list[int]:
         ("grow", [0, 0, 0, 1, 2, 3, 4, 5]),
         ("freezeout", [0, 0, 0, 1, 2, 3, 4, 5]),
         ("open", [5, 5, 4, 3, 2, 2, 1, 0]),
+        ("grow-multirate", [0, 0, 0, 1, 2, 0, 4, 5]),
     ],
 )
 def test_masks_are_the_policys(trainer: Trainer, arm: str, depths: list[int]) -> None:
@@ -51,6 +52,13 @@ def test_a_run_can_be_repeated(trainer: Trainer) -> None:
     first = trainer.run("random", ARMS["random"], 1.0, seed=1)
     trainer.run("full", ARMS["full"], 1.0, seed=0)
     assert trainer.run("random", ARMS["random"], 1.0, seed=1) == first
+
+
+@pytest.mark.parametrize("arm", ["budget-norm", "budget-norm-layer"])
+def test_gradient_norms_reach_the_policies_that_look_at_them(trainer: Trainer, arm: str) -> None:
+    """While any is unknown, a budget by norms shuts nothing."""
+    run = trainer.run(arm, ARMS[arm], 1.0, seed=0)
+    assert ["0" in run.masks[index] for index in run.schedule] == [False] * 2 + [True] * 6
 
 
 @pytest.mark.parametrize(

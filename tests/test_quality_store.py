@@ -59,3 +59,13 @@ def test_the_report_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert "| micro" in table
     assert (tmp_path / "curves.png").stat().st_size > 0
     assert json.loads((tmp_path / "settings.json").read_text())["steps"] == SETTINGS.steps
+
+
+def test_exact_answers_are_reported_of_the_runs_that_have_them(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    store.add(_run("full", 1.0, 0))
+    assert "exact" not in report(store)
+    later = _run("micro", 1.0, 0)
+    store.add(replace(later, scores={**later.scores, "exact": 12.5}))
+    header, _, full, micro = report(store).splitlines()
+    assert [line.split("|")[-2].strip() for line in (header, full, micro)] == ["exact %", "", "12.5"]

@@ -21,7 +21,7 @@ from skiplora_fx.policy import (
 )
 
 from .settings import Settings
-from .trials import Schedule, Stairs, UpperBlocks
+from .trials import BestRate, ByGradient, Either, Schedule, Stairs, UpperBlocks
 
 
 @dataclass(frozen=True)
@@ -154,5 +154,35 @@ ARMS: Mapping[str, Arm] = {
     "near-high-2": _near("near in the upper half, in every other step", UpperBlocks(share=0.5, every=2)),
     "near-most": _near("near in the upper three quarters, always", UpperBlocks(share=0.75)),
     "near-all": _near("near everywhere, always", UpperBlocks(share=1.0)),
+    "freeze-low": Arm("the lowest quarter is never trained", lambda plan: Freeze(share=0.25), gated_warmup=False),
+    "open-low": Arm(
+        "starts with the lowest three blocks truncated, opens downwards",
+        lambda plan: Schedule(3, 0, 0, plan.steps),
+        gated_warmup=False,
+    ),
+    "best-rate": Arm(
+        "the depth that keeps the most gradient norm for the FLOPs of a step", lambda plan: BestRate(), probe_every=10
+    ),
+    "budget-norm": Arm(
+        "60 % of the backward's FLOPs, most gradient norm kept",
+        lambda plan: ByGradient(Budget(target=0.6, every=25)),
+        probe_every=25,
+    ),
+    "budget-norm-layer": Arm(
+        "the same with whole layers, so that what lies below them may stay open",
+        lambda plan: ByGradient(Budget(target=0.6, every=25)),
+        scope="layer",
+        probe_every=25,
+    ),
+    "grow-multirate": Arm(
+        "the depth grows over the run; what lies below is trained in each 4th step",
+        lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps),
+        probe_every=4,
+    ),
+    "grow-quantile": Arm(
+        "the depth grows over the run; above it each site rests in a quarter of the steps",
+        lambda plan: Either((Schedule(0, _DEPTHS, plan.warmup, plan.steps), Quantile(share=0.25, window=32))),
+        decision="current",
+    ),
 }
 """Every arm, by name. From ``micro`` on they are trials."""

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from .training import Run
 
 SCORES = ("accuracy", "loss")
+"""Those that every run has, and arms are compared by."""
+
+EXACT = "exact"
+"""The score that only runs of language models have, and not those that were made before it was."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Point:
         backward: its backward's, as a share of that of a full run of the same length.
         seeds: those that it was run with.
         shut: mean share of the adapters that were shut.
-        scores: of the arm.
+        scores: of the arm; that of :data:`EXACT` is NaN if no run has it.
         gains: over full LoRA of as much time and the same seed. Higher is better for accuracy, lower for loss. NaN
             where full LoRA was not measured around that time.
     """
@@ -96,7 +100,7 @@ def _point(same: Sequence[Run], runs: Sequence[Run], timing: Mapping[str, Mappin
         costs["backward"],
         tuple(sorted(run.seed for run in same)),
         statistics.fmean(_shut(run) for run in same),
-        {score: estimate([run.scores[score] for run in same]) for score in SCORES},
+        {score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
         gains,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from .arms import ARMS
-from .curves import SCORES, Estimate, Point, points, verdict
+from .curves import EXACT, SCORES, Estimate, Point, points, verdict
 from .store import Store
 
 _HEADERS = [
@@ -32,7 +32,12 @@ def report(store: Store) -> str:
     """Return the table as Markdown, and write it to ``table.md`` and the picture to ``curves.png`` in the store."""
     timing = store.read("timing") or {"arms": {}}
     found = points(store.runs(), timing["arms"])
-    table = tabulate([_cells(point) for point in found], headers=_HEADERS, tablefmt="github", disable_numparse=True)
+    headers, rows = list(_HEADERS), [_cells(point) for point in found]
+    exact = [said(point.scores[EXACT], ".1f") for point in found]
+    if any(exact):
+        for row, cell in zip([headers, *rows], ["exact %", *exact], strict=True):
+            row.append(cell)
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
     (store.folder / "table.md").write_text(table + "\n")
     draw(found, store.folder / "curves.png")
     return table
@@ -48,15 +53,16 @@ def _cells(point: Point) -> list[str]:
         f"{100 * point.shut:.0f} %",
         f"{point.backward:.2f}",
         f"{point.time:.2f}",
-        _said(point.scores["accuracy"], ".1f"),
-        _said(point.scores["loss"], ".3f"),
-        _said(point.gains["accuracy"], "+.1f"),
-        _said(point.gains["loss"], "+.3f"),
+        said(point.scores["accuracy"], ".1f"),
+        said(point.scores["loss"], ".3f"),
+        said(point.gains["accuracy"], "+.1f"),
+        said(point.gains["loss"], "+.3f"),
         "" if is_full else verdict(point.gains["loss"]),
     ]
 
 
-def _said(value: Estimate, form: str) -> str:
+def said(value: Estimate, form: str) -> str:
+    """Return an estimate as text, with its standard error if that is known; nothing for none."""
     if math.isnan(value.mean):
         return ""
     error = "" if math.isnan(value.error) else f" ± {value.error:{form.lstrip('+')}}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,19 @@ class Settings:
     rank: int = 8
     threshold: float = 0.05
     device: str = "cpu"
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
+    """Give a parser an option for each field."""
+    for field in fields(kind):
+        parser.add_argument(
+            f"--{field.name}", type=type(field.default), default=field.default, help="(default: %(default)s)"
+        )
+
+
+def settings_of(args: argparse.Namespace, kind: type[Kind]) -> Kind:
+    """Return what the options say."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,35 @@ class Task:
 
     @torch.no_grad()
     def judge(self, size: int = 32) -> dict[str, float]:
-        """Return ``accuracy``, in percent, and ``loss`` on the test rows; of a language model, of their tokens."""
-        right = count = 0
+        """Return ``accuracy``, in percent, and ``loss`` on the test rows; of a language model, of their tokens.
+
+        Of a language model also ``exact``, in percent: the rows whose every answer token is the likeliest one after
+        those before it, which are those that greedy decoding answers exactly.
+        """
+        right = exact = count = 0
         loss = 0.0
         for start in range(0, len(self.test[0]), size):
-            ids, mask, labels = (column[start : start + size] for column in self.test)
-            used = int(mask.sum(1).max())  # what is padding in all rows need not be computed
-            labels = labels[:, :used] if labels.dim() > 1 else labels
-            logits, wanted = self.loss.predictions(ids[:, :used], mask[:, :used], labels)
-            right += int((logits.argmax(-1) == wanted).sum())
+            ids, mask, labels = unpadded(tuple(column[start : start + size] for column in self.test))
+            logits, wanted = self.loss.predictions(ids, mask, labels)
+            hits = logits.argmax(-1) == wanted
+            right += int(hits.sum())
+            if self.loss.causal:
+                exact += sum(bool(row.all()) for row in hits.split(_answer_lengths(labels)))
             loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
             count += len(wanted)
-        return {"accuracy": 100 * right / count, "loss": loss / count}
+        scores = {"accuracy": 100 * right / count, "loss": loss / count}
+        return scores | ({"exact": 100 * exact / len(self.test[0])} if self.loss.causal else {})
+
+
+def unpadded(rows: Rows) -> Rows:
+    """Return the rows without what is padding in all of them."""
+    used = int(rows[1].sum(1).max())
+    return tuple(column[:, :used] if column.dim() > 1 else column for column in rows)
+
+
+def _answer_lengths(labels: Tensor) -> list[int]:
+    """Return how many tokens of each row are to be predicted."""
+    return (labels[:, 1:] != IGNORED).sum(1).tolist()
 
 
 def mrpc(folder: Path, model_name: str, settings: Settings) -> Task:
@@ -184,3 +201,7 @@ def with_lora(base: nn.Module, kind: TaskType, settings: Settings) -> nn.Module:
     ]
     config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules=repeated, task_type=kind)
     return get_peft_model(base, config).to(settings.device).train()
+
+
+TASKS: Mapping[str, Callable[[Path, str, Settings], Task]] = {"mrpc": mrpc, "instruct": instruct}
+"""Makes each task, by name, as :func:`mrpc` and :func:`instruct` say."""

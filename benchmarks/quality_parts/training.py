@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,16 @@ class Run:
         return asdict(self)
 
 
+class Watch(Protocol):
+    """Looks on at each optimizer step of a run."""
+
+    def before_step(self, ratios: Sequence[float], batch: Rows) -> None:
+        """Look at the gradients of the parameters, and at M of each site."""
+
+    def after_step(self) -> None:
+        """Look at where the step has moved the parameters; they have to be there again afterwards."""
+
+
 class Trainer:
     """Trains the runs of one task, one after the other; the model is exported once for each size of batch."""
 
@@ -61,7 +71,7 @@ class Trainer:
         self.settings = settings
         self._exported: dict[int, Any] = {}
 
-    def run(self, name: str, arm: Arm, length: float, seed: int) -> Run:
+    def run(self, name: str, arm: Arm, length: float, seed: int, watches: Sequence[Watch] = ()) -> Run:
         """Train one run and judge it."""
         settings, task = self.settings, self.task
         steps = round(length * settings.steps)
@@ -97,8 +107,12 @@ class Trainer:
             if arm.micro > 1:
                 _scale(task.loss, [site.name for site in sites], opened, arm.micro)
             drift.before_step()
+            for watch in watches:
+                watch.before_step([site.ratio for site in sites], batch)
             optimizer.step()
             drift.after_step()
+            for watch in watches:
+                watch.after_step()
             rate.step()
         sites = skiplora_fx.sites(gated)
         return Run(
