@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,9 @@ import torch.multiprocessing as mp
 SECONDS = 300
 """After so long a run that is not over is taken to hang."""
 
+# Ranks are forked from a process that has these already: to import them takes longer than most tests.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "transformers", "peft", "accelerate", "skiplora_fx.backend"])
+
 
 def run(work: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
     """Call ``work(*arguments)`` in so many processes, with a process group; return what each returned.
@@ -28,7 +32,8 @@ def run(work: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
         ranks: how many.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(_begin, (ranks, folder, work, arguments), nprocs=ranks, join=False)
+        given = (ranks, folder, work, arguments)
+        context = mp.start_processes(_begin, given, nprocs=ranks, join=False, start_method="forkserver")
         end = time.monotonic() + SECONDS
         while not context.join(timeout=1):
             if time.monotonic() > end:
