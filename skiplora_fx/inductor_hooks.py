@@ -43,18 +43,10 @@ def with_hooks(
     if releases:
         # A CUDA graph would not repeat it, and has memory of its own.
         theirs = _option(inductor, "custom_partitioner_fn")
-        hooked["custom_partitioner_fn"] = _Partitioner(theirs, _rewriting_partitioned(pipeline), key)
+        hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
         settle = _Hook(failures.noting("release_saved", pipeline.settle_forward), key)
         hooked["post_grad_custom_post_pass"] = _in_a_row(inductor, "post_grad_custom_post_pass", after=settle)
     return {**inductor, **hooked}
-
-
-def _rewriting_partitioned(pipeline: Pipeline) -> Callable[[fx.Graph, fx.Graph, int], None]:
-    # A function, as Inductor copies whatever else an option holds.
-    def rewrite(forward: fx.Graph, backward: fx.Graph, outputs: int) -> None:
-        pipeline.rewrite_partitioned(forward, backward, outputs)
-
-    return rewrite
 
 
 def _option(inductor: dict[str, Any], name: str) -> Any:
@@ -127,6 +119,17 @@ class _Partitioner(CustomPartitionerFn):
         theirs = None if self._theirs is None else self._theirs.uuid()
         own = get_hash_for_files(_SOURCES, extra=self._key)
         return None if self._theirs is not None and theirs is None else (own, theirs)
+
+    # Inductor copies its options, and its caches pickle this one for their key beside asking for its own.
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Partitioner:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Partitioner, (self._theirs, _nothing_more, self._key)
+
+
+def _nothing_more(forward: fx.Graph, backward: fx.Graph, outputs: int) -> None:
+    pass
 
 
 class _InARow(CustomGraphPass):
