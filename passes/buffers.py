@@ -10,16 +10,22 @@ from .._torch_compat import OpOverload, schema_of
 from .operators import is_view, name_of
 
 _MAY_BE_THEIR_INPUT = frozenset(
-    (
-        *(
-            f"aten.{name}"
-            for name in "clone _to_copy contiguous cat copy copy_ constant_pad_nd repeat lift lift_fresh".split()
-        ),
+    [
+        "aten.clone",
+        "aten._to_copy",
+        "aten.contiguous",
+        "aten.cat",
+        "aten.copy",
+        "aten.copy_",
+        "aten.constant_pad_nd",
+        "aten.repeat",
+        "aten.lift",
+        "aten.lift_fresh",
         "prims.convert_element_type",
         "prims.device_put",
         "inductor_prims.force_stride_order",
         "getitem",
-    )
+    ]
 )
 """Operators of whose copy Inductor may make none, or which have their input lie in their result."""
 

@@ -15,6 +15,7 @@ from .buffers import base_of, sharing_buffer
 from .conditions import Condition, Conditions, flatten
 from .find_regions import Regions, find_regions
 from .liveness import Liveness, is_gate, liveness
+from .operators import name_of
 from .read_conditions import read_conditions
 
 _SMALLEST = 1 / 64
@@ -22,6 +23,9 @@ _SMALLEST = 1 / 64
 
 _CALLS = 16
 """How many calls are written at most, so that a forward that gives back nothing loses no time to speak of."""
+
+
+_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm")
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, sites: in
     conditions = list(dict.fromkeys(value.read for value in values))
     numbers = {value.base: conditions.index(value.read) for value in values}
     which = {place: numbers[base_of(node)] for place, node in _saved(forward, outputs) if base_of(node) in numbers}
-    _write(forward, _decisions(forward, backward), values, conditions)
+    _write(forward, outputs, _decisions(forward, backward), values, conditions)
     names = {node.name: conditions[which[place]] for place, node in _saved(forward, outputs) if place in which}
     return Released(analysis.conditions, names, which, outputs)
 
@@ -101,13 +105,14 @@ def settle_released(graph: fx.Graph, released: Released) -> None:
     What has come to lie in the memory of an input, or of another output, since is no longer given back.
     """
     for call in graph.find_nodes(op="call_function", target=LET_GO):
-        values, read, which, size = call.args
-        assert isinstance(values, (list, tuple)) and isinstance(which, (list, tuple))
+        values, read, which, size, following = call.args
+        assert isinstance(values, (list, tuple))
+        assert isinstance(which, (list, tuple))
         kept = [pair for pair in zip(values, which, strict=True) if _is_still_saved_only(graph, *pair, released)]
         if not kept:
             graph.erase_node(call)
             continue
-        call.args = ([base_of(value) for value, _ in kept], read, [number for _, number in kept], size)
+        call.args = ([base_of(value) for value, _ in kept], read, [number for _, number in kept], size, following)
         order = {node: place for place, node in enumerate(graph.nodes)}
         last = max((_last_reader(order, sharing_buffer(value)) for value, _ in kept), key=order.__getitem__)
         if order[last] > order[call]:
@@ -149,7 +154,9 @@ def _worth_it(values: Iterator[_Value]) -> list[_Value]:
     return [value for value in found if value.size >= smallest]
 
 
-def _write(graph: fx.Graph, decisions: fx.Node, values: Sequence[_Value], conditions: Sequence[Condition]) -> None:
+def _write(
+    graph: fx.Graph, outputs: int, decisions: fx.Node, values: Sequence[_Value], conditions: Sequence[Condition]
+) -> None:
     table, roots = flatten(conditions)
     with graph.inserting_after(decisions):
         evaluated = graph.call_function(EVALUATE_CONDITIONS, (decisions, table, roots))
@@ -160,13 +167,21 @@ def _write(graph: fx.Graph, decisions: fx.Node, values: Sequence[_Value], condit
     for group in _groups(sorted(values, key=lambda value: order[value.last])):
         last = max((evaluated, group[-1].last), key=order.__getitem__)
         which = [conditions.index(value.read) for value in group]
-        with graph.inserting_after(last):
-            call = graph.call_function(LET_GO, ([value.base for value in group], evaluated, which, largest))
+        following = _next_product(graph, last, order, outputs)
+        with graph.inserting_after(*(following or [last])):
+            call = graph.call_function(LET_GO, ([value.base for value in group], evaluated, which, largest, following))
         call.meta["val"] = None
 
 
+def _next_product(graph: fx.Graph, node: fx.Node, order: Mapping[fx.Node, int], outputs: int) -> list[fx.Node]:
+    """Return the next product behind a node, or none: a saved one, which is fused with nothing that follows."""
+    products = [other for other in graph.nodes if order.get(other, 0) > order[node] and name_of(other) in _PRODUCTS]
+    saved = {base_of(other) for _, other in _saved(graph, outputs)}
+    return [product for product in products if product in saved][:1] or products[:1]
+
+
 def _groups(values: Sequence[_Value]) -> Iterator[list[_Value]]:
-    """Yield values that are given back together, of about the same size each time, in the order of their last readers."""
+    """Yield values that are given back together, about as many bytes each time."""
     enough = sum(value.size for value in values) / _CALLS
     group: list[_Value] = []
     for value in values:

@@ -200,12 +200,15 @@ def _(values: Sequence[Tensor], after: Tensor) -> None:
     pass
 
 
-# Declared to write into the values, so that whoever reads them does so before.
-torch.library.define("skiplora::let_go", "(Tensor(a!)[] values, Tensor read, int[] which, int size) -> ()")
+# Declared to write into the values, so that whoever reads them does so before; and into what is computed next, so that
+# Inductor, which orders a graph for its peak and knows of nothing that is given back, does not leave it for the end.
+torch.library.define(
+    "skiplora::let_go", "(Tensor(a!)[] values, Tensor read, int[] which, int size, Tensor(b!)[] next) -> ()"
+)
 
 
 @torch.library.impl("skiplora::let_go", "CompositeExplicitAutograd")
-def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int) -> None:
+def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int, next: Sequence[Tensor]) -> None:
     """Have each value that nobody will read let go of its storage, as :func:`~.stand_in.let_storage_go` does.
 
     Args:
@@ -213,6 +216,7 @@ def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: i
         read: bool vector on the CPU, from :func:`evaluate_conditions`.
         which: for each value the condition under which the backward reads it.
         size: of the largest such value of the graph, bytes.
+        next: what is computed before, and read behind this; nothing is done to it.
     """
     conditions = read.tolist()
     for value, condition in zip(values, which, strict=True):
@@ -221,7 +225,7 @@ def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: i
 
 
 @torch.library.register_fake("skiplora::let_go")
-def _(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int) -> None:
+def _(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int, next: Sequence[Tensor]) -> None:
     pass
 
 

@@ -26,7 +26,7 @@ def let_storage_go(value: Tensor, size: int) -> None:
 
     Args:
         value: dense, any shape, dtype and device; its values are then anything.
-        size: what the one that stands in has to hold at least, bytes, so that it need not be made anew for a larger one.
+        size: what the one that stands in has to hold at least, bytes: one that does for the largest is not made anew.
     """
     needed = (1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))) * value.itemsize
     if value.numel():
