@@ -157,6 +157,7 @@ def _worth_it(values: Iterator[_Value]) -> list[_Value]:
 def _write(
     graph: fx.Graph, outputs: int, decisions: fx.Node, values: Sequence[_Value], conditions: Sequence[Condition]
 ) -> None:
+    _first_of_all(decisions)
     table, roots = flatten(conditions)
     with graph.inserting_after(decisions):
         evaluated = graph.call_function(EVALUATE_CONDITIONS, (decisions, table, roots))
@@ -171,6 +172,13 @@ def _write(
         with graph.inserting_after(*(following or [last])):
             call = graph.call_function(LET_GO, ([value.base for value in group], evaluated, which, largest, following))
         call.meta["val"] = None
+
+
+def _first_of_all(decisions: fx.Node) -> None:
+    """Take the decisions as soon as the forward begins: where they were folded is its end."""
+    first = next(node for node in decisions.graph.nodes if node.op not in ("placeholder", "get_attr"))
+    if first is not decisions and all(source.op == "placeholder" for source in decisions.all_input_nodes):
+        first.prepend(decisions)
 
 
 def _next_product(graph: fx.Graph, node: fx.Node, order: Mapping[fx.Node, int], outputs: int) -> list[fx.Node]:

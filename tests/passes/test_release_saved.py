@@ -48,7 +48,8 @@ def test_others_keep_what_one_lets_go() -> None:
     other = value.t()
     held = stand_in(value.device, MIB)
     let_storage_go(value, MIB)
-    assert value.untyped_storage().data_ptr() == held.data_ptr() and value.shape == (2, 3)
+    assert value.untyped_storage().data_ptr() == held.data_ptr()
+    assert value.shape == (2, 3)
     assert other.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
 
