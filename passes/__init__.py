@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from ..errors import InternalError
 from ..site import Findings
 from .copying import kept_whole
 from .find_lora import find_lora
@@ -25,6 +26,7 @@ from .operators import COND
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
 from .release_operands import release_operands
+from .release_saved import Released, check_released, release_saved, settle_released
 from .share_branches import share_branches
 from .siblings import Siblings, find_siblings
 from .split_joins import split_joins
@@ -45,6 +47,7 @@ __all__ = [
     "merge_siblings",
     "predicate_backward",
     "release_operands",
+    "release_saved",
     "share_branches",
     "split_joins",
 ]
@@ -58,7 +61,7 @@ class Stage:
 
     Attributes:
         name: the pass, which is also its file and its function.
-        graph: ``"dynamo"``, ``"joint"`` or ``"backward"``.
+        graph: ``"dynamo"``, ``"joint"``, ``"forward"`` or ``"backward"``.
         reason: why it stands in this place.
     """
 
@@ -73,6 +76,9 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
     Stage("merge_siblings", "dynamo", "autograd has not run yet, so it writes the merged backward itself"),
     Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
+    Stage(
+        "release_saved", "forward", "the partitioner has settled what is saved, and Inductor has compiled no half yet"
+    ),
     Stage("liveness", "backward", "the partitioner has settled what the backward recomputes, which may be skipped too"),
     Stage("find_regions", "backward", "needs the conditions of liveness, and a graph that nobody will edit in between"),
     Stage("predicate_backward", "backward", "before Inductor lowers: its fusions must not cross a region's border"),
@@ -85,7 +91,7 @@ OnPass = Callable[[str, str, fx.Graph], None]
 """Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph.
 
 It is called before a pass too where what that gets comes from elsewhere: as ``joint`` with the joint graph, as
-``backward`` with the backward, and as ``forward`` with a graph without gates that nothing is done to.
+``backward`` with the backward, and as ``forward`` with a graph without gates that nothing more is done to.
 """
 
 
@@ -116,6 +122,7 @@ class Pipeline:
         merges: whether adapters that share an input are multiplied as one: ``merge_siblings`` runs only then.
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
+        released: what the forward gives back, if ``release_saved`` found something.
         on_failure: called with the name of a step and its error, where the graph is whole and right without it.
         inputs: for each gate the positions, among the graph's inputs, of parameters whose gradients show that the gate
             must have a twin: those of its sites that nothing else reads.
@@ -133,6 +140,7 @@ class Pipeline:
     gated: GatedGraph | None = field(default=None, init=False)
     inputs: tuple[tuple[int, ...], ...] = field(default=(), init=False)
     folded: FoldedGates | None = field(default=None, init=False)
+    released: Released | None = field(default=None, init=False)
     flops: Flops | None = field(default=None, init=False)
 
     def rewrite_dynamo(self, gm: fx.GraphModule, lifted: Mapping[str, Lifted] | None = None) -> Findings:
@@ -170,6 +178,34 @@ class Pipeline:
         log.debug("fold_gates: %d gates, %d with a backward", len(self.folded.forward), len(self.folded.backward))
         self.on_pass("fold_gates", "joint", graph)
 
+    @property
+    def releases(self) -> bool:
+        """Whether ``release_saved`` runs: decisions are known before the forward, and something is left out by them."""
+        needed = ("insert_gates", "fold_gates", "release_saved", "predicate_backward")
+        return self.held and not any(name in self.disabled for name in needed)
+
+    def rewrite_partitioned(self, forward: fx.Graph, backward: fx.Graph, outputs: int) -> None:
+        """Have the forward give back what the backward will not read.
+
+        Args:
+            forward, backward: as the partitioner cut them; only the forward is changed.
+            outputs: how many of the forward's outputs are the user's.
+        """
+        if self.gated is None or self.folded is None or not self.releases or not any(map(is_gate, backward.nodes)):
+            return
+        try:
+            with kept_whole(forward):
+                self.released = release_saved(forward, backward, outputs, len(self.gated.sites))
+                self.on_pass("release_saved", "forward", forward)
+        except Exception as error:
+            self.released = None
+            self.on_failure("release_saved", error)
+
+    def settle_forward(self, graph: fx.Graph) -> None:
+        """Put what gives memory back where it belongs after Inductor's passes; any other graph is left as it is."""
+        if self.released is not None:
+            settle_released(graph, self.released)
+
     def rewrite_backward(self, graph: fx.Graph) -> None:
         """Predicate a backward graph; any other graph, one that ``apply`` has gated too, is left as it is.
 
@@ -181,6 +217,8 @@ class Pipeline:
             for step in self._rewriting_backward(graph):
                 running = step
         except Exception as error:
+            if self.released is not None:
+                raise InternalError(_GIVEN_BACK.format(running)) from error
             self.on_failure(running, error)
         else:
             if graph.find_nodes(op="call_function", target=COND):
@@ -195,7 +233,8 @@ class Pipeline:
             return
         self.on_pass("backward", "backward", graph)
         yield "liveness"
-        analysis = liveness(graph, len(self.gated.sites))
+        given_back = self.released
+        analysis = liveness(graph, len(self.gated.sites), given_back.conditions if given_back else None)
         yield "find_regions"
         found = find_regions(graph, analysis)
         if self.counts:
@@ -204,6 +243,9 @@ class Pipeline:
         if "predicate_backward" in self.disabled:
             return
         log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
+        if given_back is not None:
+            yield "release_saved"
+            check_released(graph, given_back, analysis, found)
         yield "predicate_backward"
         with kept_whole(graph):
             predicate_backward(graph, analysis, found)
@@ -219,6 +261,12 @@ class Pipeline:
                 self.on_pass(name, "backward", graph)
             except Exception as error:
                 self.on_failure(name, error)
+
+
+_GIVEN_BACK = (
+    "{} failed on a backward whose forward has given back what skipped regions do not read, so it cannot run without "
+    'that pass. Please report it; until it is mended, disable_passes=("release_saved",) keeps what the forward saved.'
+)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ class Liveness:
     live: Mapping[fx.Node, Condition]
 
 
-def liveness(graph: fx.Graph, sites: int) -> Liveness:
+def liveness(graph: fx.Graph, sites: int, conditions: Conditions | None = None) -> Liveness:
     """Work out under which decisions each node of the backward is zero, and is needed.
 
     In:
         A backward graph, functional and aten-level, whose gates are ``gate_backward(grad, opens, sites)``;
-        the number of sites. The graph is not changed.
+        the number of sites; or conditions over them, to compare with others. The graph is not changed.
     Out:
         A :class:`Liveness` over every node but the output.
     Terms:
@@ -45,7 +45,7 @@ def liveness(graph: fx.Graph, sites: int) -> Liveness:
         *demand* runs backwards: a node is demanded where one of its readers is live, and a gate reads
         nothing while it is shut. What has side effects is always live.
     """
-    conditions = Conditions(sites)
+    conditions = Conditions(sites) if conditions is None else conditions
     nonzero = _nonzero(graph, conditions)
     demanded, live = _demand(graph, conditions, nonzero)
     return Liveness(conditions, nonzero, demanded, live)

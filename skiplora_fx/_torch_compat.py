@@ -20,7 +20,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters as dynamo_counters  # the only count of graphs and recompiles
 from torch._guards import TracingContext, detect_fake_mode  # what a graph is traced and compiled with
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files  # how Inductor takes a pass
+from torch._inductor.custom_graph_pass import (  # how Inductor takes a pass, and a partitioner
+    CustomGraphPass,
+    CustomPartitionerFn,
+    get_hash_for_files,
+)
 from torch._inductor.inductor_prims import force_stride_order as FORCE_STRIDE_ORDER  # aten has none that is no copy
 from torch._inductor.pattern_matcher import stable_topological_sort  # fx has no public sort
 from torch._logging import trace_structured  # artifacts for tlparse
@@ -38,6 +42,7 @@ __all__ = [
     "FORCE_STRIDE_ORDER",
     "SET_GRAD_ENABLED",
     "CustomGraphPass",
+    "CustomPartitionerFn",
     "FakeTensor",
     "HigherOrderOperator",
     "LazyGraphModule",
@@ -69,6 +74,7 @@ __all__ = [
     "is_inductor_option",
     "is_view_tensor",
     "is_wrapper",
+    "min_cut_partition",
     "mode_options",
     "placeholder_source",
     "runs_in_ddp",
@@ -521,6 +527,17 @@ def _user_place(stack: Sequence[Any]) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
+def min_cut_partition(
+    joint: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return forward and backward of a joint graph as Inductor cuts it where no other partitioner is given."""
+    from torch._functorch.partitioners import min_cut_rematerialization_partition  # functorch.compile has no types
+
+    return cast(
+        tuple[fx.GraphModule, fx.GraphModule], min_cut_rematerialization_partition(joint, joint_inputs, **kwargs)
+    )
+
+
 class Parts(NamedTuple):
     """A joint graph, partitioned."""
 
@@ -545,7 +562,6 @@ def compile_ahead(
     """
     from torch._dynamo.backends.common import aot_autograd  # the one entry that takes a partitioner
     from torch._functorch.aot_autograd import make_boxed_func  # functorch.compile, which exports both, has no types
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table  # which operators Inductor takes apart
 
     def partition(joint: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any) -> Any:
@@ -553,7 +569,7 @@ def compile_ahead(
 
         def cut() -> Parts:
             joint.recompile()
-            parts.extend(min_cut_rematerialization_partition(joint, joint_inputs, compiler="inductor", **kwargs))
+            parts.extend(min_cut_partition(joint, joint_inputs, compiler="inductor", **kwargs))
             return Parts(parts[0].graph, parts[1].graph)
 
         on_partition(joint.graph, cut)

@@ -23,7 +23,14 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """The options that take one of a few words."""
 
-OPTIONAL_PASSES = ("insert_gates", "fold_gates", "predicate_backward", "share_branches", "release_operands")
+OPTIONAL_PASSES = (
+    "insert_gates",
+    "fold_gates",
+    "release_saved",
+    "predicate_backward",
+    "share_branches",
+    "release_operands",
+)
 """The passes that ``disable_passes`` may name."""
 
 

@@ -95,6 +95,7 @@ _UNGATED = "its adapters train ungated"
 _WITHOUT = {
     FORWARD_PASSES: _UNGATED,
     "fold_gates": _UNGATED,
+    "release_saved": "what the forward saves for a backward that is left out is held until then",
     "share_branches": "each region has branches of its own, which takes longer to compile",
     "release_operands": "a step in which much is skipped holds more memory than it needs",
 }

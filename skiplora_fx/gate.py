@@ -1,6 +1,6 @@
 """The gate: an identity in the forward whose backward lets the gradient through, or stops it.
 
-Seven operators, all functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
+Eight operators, all but the last functional (no mutation, no aliasing), registered under ``torch.ops.skiplora``:
 
 ===========================  ==========================================================================
 ``gate``                     what ``insert_gates`` writes into a graph: ``x if open else x.detach()``
@@ -10,6 +10,7 @@ Seven operators, all functional (no mutation, no aliasing), registered under ``t
 ``evaluate_conditions``      which regions of a predicated backward run, from those decisions
 ``carry``                    what an addition leaves when one of its sides was never computed
 ``release``                  nothing, as the last to read what a region took
+``let_go``                   memory given back of what the forward saved for regions that will not run
 ===========================  ==========================================================================
 
 Run as they are they already give exact gradients, only nothing is saved: that is their eager meaning,
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from ._torch_compat import has_side_effect
 from .host_copy import copy_of
+from .stand_in import let_storage_go
 
 
 @torch.library.custom_op("skiplora::gate", mutates_args=())
@@ -198,6 +200,35 @@ def _(values: Sequence[Tensor], after: Tensor) -> None:
     pass
 
 
+# Declared to write into the values, so that whoever reads them does so before; and into what is computed next, so that
+# Inductor, which orders a graph for its peak and knows of nothing that is given back, does not leave it for the end.
+torch.library.define(
+    "skiplora::let_go", "(Tensor(a!)[] values, Tensor read, int[] which, int size, Tensor(b!)[] next) -> ()"
+)
+
+
+@torch.library.impl("skiplora::let_go", "CompositeExplicitAutograd")
+def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int, next: Sequence[Tensor]) -> None:
+    """Have each value that nobody will read let go of its storage, as :func:`~.stand_in.let_storage_go` does.
+
+    Args:
+        values: what the forward saves for the backward.
+        read: bool vector on the CPU, from :func:`evaluate_conditions`.
+        which: for each value the condition under which the backward reads it.
+        size: of the largest such value of the graph, bytes.
+        next: what is computed before, and read behind this; nothing is done to it.
+    """
+    conditions = read.tolist()
+    for value, condition in zip(values, which, strict=True):
+        if not conditions[condition]:
+            let_storage_go(value, size)
+
+
+@torch.library.register_fake("skiplora::let_go")
+def _(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int, next: Sequence[Tensor]) -> None:
+    pass
+
+
 GATE = torch.ops.skiplora.gate.default
 GATE_BACKWARD = torch.ops.skiplora.gate_backward.default
 HOLD = torch.ops.skiplora.hold.default
@@ -205,4 +236,6 @@ DECIDE = torch.ops.skiplora.decide.default
 EVALUATE_CONDITIONS = torch.ops.skiplora.evaluate_conditions.default
 CARRY = torch.ops.skiplora.carry.default
 RELEASE = torch.ops.skiplora.release.default
+LET_GO = torch.ops.skiplora.let_go.default
 has_side_effect(RELEASE)
+has_side_effect(LET_GO)

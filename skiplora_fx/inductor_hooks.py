@@ -9,8 +9,15 @@ from typing import Any
 
 from torch import fx
 
-from . import _torch_compat, gate, passes
-from ._torch_compat import CustomGraphPass, donate_nothing, get_hash_for_files, global_inductor_option
+from . import _torch_compat, gate, passes, stand_in
+from ._torch_compat import (
+    CustomGraphPass,
+    CustomPartitionerFn,
+    donate_nothing,
+    get_hash_for_files,
+    global_inductor_option,
+    min_cut_partition,
+)
 from .config import SkipLoraConfig
 from .failures import Failures
 from .passes import Pipeline
@@ -25,13 +32,25 @@ def with_hooks(
     # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
     gates = pipeline.gated and pipeline.gated.gates
     key = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
+    releases = pipeline.releases and not _option(inductor, "triton.cudagraphs")
     hooks = {
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", _rewriting_backward(pipeline)), key),
     }
     if pipeline.counts or DEBUG_DIR in os.environ:
         inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
-    return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
+    hooked = {name: _in_a_row(inductor, name, before=hook) for name, hook in hooks.items()}
+    if releases:
+        # A CUDA graph would not repeat it, and has memory of its own.
+        theirs = _option(inductor, "custom_partitioner_fn")
+        hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
+        settle = _Hook(failures.noting("release_saved", pipeline.settle_forward), key)
+        hooked["post_grad_custom_post_pass"] = _in_a_row(inductor, "post_grad_custom_post_pass", after=settle)
+    return {**inductor, **hooked}
+
+
+def _option(inductor: dict[str, Any], name: str) -> Any:
+    return inductor.get(name, global_inductor_option(name))
 
 
 def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
@@ -43,11 +62,12 @@ def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
     return rewrite
 
 
-def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
-    theirs = inductor.get(name, global_inductor_option(name))
-    if theirs is None:
-        return hook
-    return _InARow([hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])])
+def _in_a_row(inductor: dict[str, Any], name: str, *, before: _Hook | None = None, after: _Hook | None = None) -> Any:
+    """Return what the user put in a place with a hook before or after it."""
+    theirs = _option(inductor, name)
+    listed = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
+    hooks = [hook for hook in (before, *listed, after) if hook is not None]
+    return hooks[0] if len(hooks) == 1 else _InARow(hooks)
 
 
 class _Hook(CustomGraphPass):
@@ -67,6 +87,49 @@ class _Hook(CustomGraphPass):
 
     def uuid(self) -> Any:
         return get_hash_for_files(_SOURCES, extra=self._key)
+
+
+class _Partitioner(CustomPartitionerFn):
+    """Cuts a joint graph as it would have been cut, and shows both halves.
+
+    Args:
+        theirs: the user's partitioner; None for Inductor's own.
+        rewrite: takes the two halves, and how many of the forward's outputs are the user's; edits the forward in place.
+        key: as of :class:`_Hook`.
+    """
+
+    def __init__(
+        self, theirs: CustomPartitionerFn | None, rewrite: Callable[[fx.Graph, fx.Graph, int], None], key: str
+    ) -> None:
+        self._theirs = theirs
+        self._rewrite = rewrite
+        self._key = key
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[Any], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        cut = min_cut_partition if self._theirs is None else self._theirs
+        forward, backward = cut(gm, joint_inputs, **kwargs)
+        self._rewrite(forward.graph, backward.graph, kwargs["num_fwd_outputs"])
+        forward.recompile()
+        return forward, backward
+
+    def uuid(self) -> Any:
+        """Return a key made of the user's as well, or None, which keeps a graph out of the caches, if that has none."""
+        theirs = None if self._theirs is None else self._theirs.uuid()
+        own = get_hash_for_files(_SOURCES, extra=self._key)
+        return None if self._theirs is not None and theirs is None else (own, theirs)
+
+    # Inductor copies its options, and its caches pickle this one for their key beside asking for its own.
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Partitioner:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Partitioner, (self._theirs, _nothing_more, self._key)
+
+
+def _nothing_more(forward: fx.Graph, backward: fx.Graph, outputs: int) -> None:
+    pass
 
 
 class _InARow(CustomGraphPass):
@@ -89,6 +152,7 @@ _SOURCES = (
     __file__,
     _torch_compat.__file__,
     gate.__file__,
+    stand_in.__file__,
     *sorted(str(path) for path in Path(passes.__file__).parent.glob("*.py")),
 )
 """All that has a say in what becomes of a graph: what an older version left in Inductor's caches is not taken."""

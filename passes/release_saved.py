@@ -1,0 +1,239 @@
+"""Have the forward give back what it saved for a part of the backward that will not run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import InternalError
+from ..gate import EVALUATE_CONDITIONS, LET_GO
+from .buffers import base_of, sharing_buffer
+from .conditions import Condition, Conditions, flatten
+from .find_regions import Regions, find_regions
+from .liveness import Liveness, is_gate, liveness
+from .operators import name_of
+from .read_conditions import read_conditions
+
+_SMALLEST = 1 / 64
+"""Of the largest value: what is smaller is not worth the microseconds."""
+
+_CALLS = 16
+"""How many calls are written at most, so that a forward that gives back nothing loses no time to speak of."""
+
+
+_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm")
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a forward gives back.
+
+    Attributes:
+        conditions: where the conditions were built.
+        read: for each value, by name, when the backward reads it; else it is given back.
+        which: for each such output of the forward its condition's number.
+        outputs: how many outputs of the forward are the user's.
+    """
+
+    conditions: Conditions
+    read: Mapping[str, Condition]
+    which: Mapping[int, int]
+    outputs: int
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A buffer to give back: its condition, its size in bytes, and the last node that reads it."""
+
+    base: fx.Node
+    read: Condition
+    size: int
+    last: fx.Node
+
+
+def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, sites: int) -> Released | None:
+    """Write into a forward what gives back values that the backward will not read.
+
+    In:
+        Forward and backward as the partitioner cut them, functional and aten-level, the backward with its gates, whose
+        decisions are taken before the forward; how many of the forward's outputs are the user's; the number of sites.
+    Out:
+        The forward, edited: ``skiplora::evaluate_conditions`` behind the decisions, and behind the last readers of what
+        is given back a few ``skiplora::let_go``. What was planned; None if there is nothing to give back.
+    Terms:
+        *given back*: the tensor that is saved has other memory from there on, which is nobody's. Not given back: what
+        may lie in the memory of an input or of an output of the user's, what is read in any case, and what is small.
+        A value is read when a region that reads it runs, which is more often than it is live.
+    """
+    analysis = liveness(backward, sites)
+    read = read_conditions(backward, analysis, find_regions(backward, analysis))
+    values = _worth_it(_values(forward, backward, outputs, analysis.conditions, read))
+    if not values:
+        return None
+    conditions = list(dict.fromkeys(value.read for value in values))
+    numbers = {value.base: conditions.index(value.read) for value in values}
+    which = {place: numbers[base_of(node)] for place, node in _saved(forward, outputs) if base_of(node) in numbers}
+    _write(forward, outputs, _decisions(forward, backward), values, conditions)
+    names = {node.name: conditions[which[place]] for place, node in _saved(forward, outputs) if place in which}
+    return Released(analysis.conditions, names, which, outputs)
+
+
+def check_released(graph: fx.Graph, released: Released, analysis: Liveness, found: Regions) -> None:
+    """Raise if a backward reads what its forward gives back.
+
+    Args:
+        graph: the backward that is about to be predicated.
+        released: the plan; its conditions are those of ``analysis``.
+        analysis, found: what the analyses made of the graph.
+
+    Raises:
+        InternalError: it does.
+    """
+    read = read_conditions(graph, analysis, found)
+    wrong = [name for name, condition in released.read.items() if name in read and not read[name] <= condition]
+    if wrong:
+        raise InternalError(f"the backward reads what the forward gave back: {', '.join(wrong)}")
+
+
+def settle_released(graph: fx.Graph, released: Released) -> None:
+    """Put each ``let_go`` behind all that reads its values, after Inductor's passes over the forward.
+
+    What has come to lie in the memory of an input, or of another output, since is no longer given back.
+    """
+    for call in graph.find_nodes(op="call_function", target=LET_GO):
+        values, read, which, size, following = call.args
+        assert isinstance(values, (list, tuple))
+        assert isinstance(which, (list, tuple))
+        kept = [pair for pair in zip(values, which, strict=True) if _is_still_saved_only(graph, *pair, released)]
+        if not kept:
+            graph.erase_node(call)
+            continue
+        call.args = ([base_of(value) for value, _ in kept], read, [number for _, number in kept], size, following)
+        order = {node: place for place, node in enumerate(graph.nodes)}
+        last = max((_last_reader(order, sharing_buffer(value)) for value, _ in kept), key=order.__getitem__)
+        if order[last] > order[call]:
+            last.append(call)
+
+
+def _is_still_saved_only(graph: fx.Graph, value: fx.Node, number: int, released: Released) -> bool:
+    shared = sharing_buffer(value)
+    places = [place for place, node in _outputs(graph) if node in shared]
+    return not _holds_input(shared) and all(released.which.get(place) == number for place in places)
+
+
+def _values(
+    forward: fx.Graph, backward: fx.Graph, outputs: int, conditions: Conditions, read: Mapping[str, Condition]
+) -> Iterator[_Value]:
+    order = {node: place for place, node in enumerate(forward.nodes)}
+    users = {node for place, node in _outputs(forward) if place < outputs}
+    saved = dict.fromkeys(node for _, node in _saved(forward, outputs))
+    decisions = _decisions(forward, backward)
+    seen: set[fx.Node] = set()
+    for node in saved:
+        shared = set() if node in seen else sharing_buffer(node)
+        seen |= shared
+        if not shared or shared & users or decisions in shared or _holds_input(shared):
+            continue
+        together = [other for other in saved if other in shared]
+        condition = conditions.any(read.get(other.name, conditions.true) for other in together)
+        if condition == conditions.true or not all(map(_is_dense, together)):
+            continue
+        last = _last_reader(order, shared)
+        for base in dict.fromkeys(map(base_of, together)):
+            if _is_dense(base):
+                yield _Value(base, condition, _bytes(base), last)
+
+
+def _worth_it(values: Iterator[_Value]) -> list[_Value]:
+    found = list(values)
+    smallest = _SMALLEST * max((value.size for value in found), default=0)
+    return [value for value in found if value.size >= smallest]
+
+
+def _write(
+    graph: fx.Graph, outputs: int, decisions: fx.Node, values: Sequence[_Value], conditions: Sequence[Condition]
+) -> None:
+    _first_of_all(decisions)
+    table, roots = flatten(conditions)
+    with graph.inserting_after(decisions):
+        evaluated = graph.call_function(EVALUATE_CONDITIONS, (decisions, table, roots))
+    with decisions.meta["val"].fake_mode:
+        evaluated.meta["val"] = torch.empty(len(conditions), dtype=torch.bool, device="cpu")
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    largest = max(value.size for value in values)
+    for group in _groups(sorted(values, key=lambda value: order[value.last])):
+        last = max((evaluated, group[-1].last), key=order.__getitem__)
+        which = [conditions.index(value.read) for value in group]
+        following = _next_product(graph, last, order, outputs)
+        with graph.inserting_after(*(following or [last])):
+            call = graph.call_function(LET_GO, ([value.base for value in group], evaluated, which, largest, following))
+        call.meta["val"] = None
+
+
+def _first_of_all(decisions: fx.Node) -> None:
+    """Take the decisions as soon as the forward begins: where they were folded is its end."""
+    first = next(node for node in decisions.graph.nodes if node.op not in ("placeholder", "get_attr"))
+    if first is not decisions and all(source.op == "placeholder" for source in decisions.all_input_nodes):
+        first.prepend(decisions)
+
+
+def _next_product(graph: fx.Graph, node: fx.Node, order: Mapping[fx.Node, int], outputs: int) -> list[fx.Node]:
+    """Return the next product behind a node, or none: a saved one, which is fused with nothing that follows."""
+    products = [other for other in graph.nodes if order.get(other, 0) > order[node] and name_of(other) in _PRODUCTS]
+    saved = {base_of(other) for _, other in _saved(graph, outputs)}
+    return [product for product in products if product in saved][:1] or products[:1]
+
+
+def _groups(values: Sequence[_Value]) -> Iterator[list[_Value]]:
+    """Yield values that are given back together, about as many bytes each time."""
+    enough = sum(value.size for value in values) / _CALLS
+    group: list[_Value] = []
+    for value in values:
+        group.append(value)
+        if sum(each.size for each in group) >= enough:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _decisions(forward: fx.Graph, backward: fx.Graph) -> fx.Node:
+    names = {gate.args[1].name for gate in backward.nodes if is_gate(gate) and isinstance(gate.args[1], fx.Node)}
+    found = [node for node in forward.nodes if node.name in names and node.op == "call_function"]
+    if len(found) != 1:
+        raise InternalError(f"expected the decisions of the backward's gates in the forward, found {found}")
+    return found[0]
+
+
+def _last_reader(order: Mapping[fx.Node, int], shared: set[fx.Node]) -> fx.Node:
+    readers = (user for node in shared for user in node.users if user.op != "output" and user.target is not LET_GO)
+    return max((*shared, *readers), key=order.__getitem__)
+
+
+def _outputs(graph: fx.Graph) -> list[tuple[int, fx.Node]]:
+    given = graph.output_node().args[0]
+    assert isinstance(given, (list, tuple))
+    return [(place, node) for place, node in enumerate(given) if isinstance(node, fx.Node)]
+
+
+def _saved(graph: fx.Graph, outputs: int) -> list[tuple[int, fx.Node]]:
+    return [(p, n) for p, n in _outputs(graph) if p >= outputs and isinstance(n.meta.get("val"), Tensor)]
+
+
+def _holds_input(shared: set[fx.Node]) -> bool:
+    return any(node.op != "call_function" for node in shared)
+
+
+def _is_dense(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def _bytes(node: fx.Node) -> int:
+    """Return the size of a value, without the sizes that are known only when the graph runs."""
+    value = node.meta["val"]
+    return int(math.prod(size for size in value.shape if isinstance(size, int)) * value.itemsize)

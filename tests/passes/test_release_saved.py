@@ -1,0 +1,140 @@
+"""What the forward saved for regions that will not run is given back, and nobody reads what stands in for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import models
+import oracle
+import pytest
+import torch
+from memory import peak_of
+from torch import nn
+
+import skiplora_fx
+from skiplora_fx.stand_in import let_storage_go, stand_in
+
+MIB = 2**20
+AT_ONCE = {"decision": "previous", "warmup_steps": 0, "probe_every": 0, "strict": True}
+
+
+def build(targets: Any = models.QV, checkpointing: bool = False, layers: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.with_lora(models.llama(layers), targets)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**batch).logits.square().mean()
+
+
+@pytest.fixture
+def poisoned() -> Iterator[torch.UntypedStorage]:
+    """Have memory that is no number stand in."""
+    storage = stand_in(torch.device("cpu"), 4 * MIB)
+    storage.fill_(0xFF)
+    yield storage
+    assert bytes(storage[:16]) == b"\xff" * 16, "somebody has written there"
+
+
+def test_others_keep_what_one_lets_go() -> None:
+    value = torch.arange(6.0).view(2, 3)
+    other = value.t()
+    held = stand_in(value.device, MIB)
+    let_storage_go(value, MIB)
+    assert value.untyped_storage().data_ptr() == held.data_ptr()
+    assert value.shape == (2, 3)
+    assert other.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+
+
+def test_what_stands_in_is_one_and_goes_with_the_last_that_has_it() -> None:
+    def run() -> None:
+        values = [torch.empty(MIB, dtype=torch.uint8) for _ in range(4)]
+        for value in values:
+            let_storage_go(value, MIB)
+        assert len({value.untyped_storage().data_ptr() for value in values}) == 1
+        del value, values
+        torch.empty(5 * MIB, dtype=torch.uint8)
+
+    assert peak_of(run, "cpu") == 5 * MIB
+
+
+@pytest.mark.parametrize("scope", ["adapter", "layer", "input"])
+@pytest.mark.parametrize(
+    ("targets", "checkpointing"), [(models.QV, False), (models.ALL_LINEAR, False), (models.ALL_LINEAR, True)]
+)
+def test_no_gradient_sees_what_stands_in(
+    targets: Any, checkpointing: bool, scope: str, poisoned: torch.UntypedStorage
+) -> None:
+    eager, compiled, batch = build(targets, checkpointing), build(targets, checkpointing), models.tokens(2, 16)
+    sites = list(oracle.adapted_layers(eager))
+    compiled.compile(backend="skiplora", options={**AT_ONCE, "scope": scope, "threshold": 0.0})
+    half = len(sites) // 2
+    generator = torch.Generator().manual_seed(1)
+    random = [(torch.rand(len(sites), generator=generator) < 0.5).tolist() for _ in range(4)]
+    oracle.gradients(compiled, lambda: loss_of(compiled, batch))
+    for opens in ([False] * half + [True] * (len(sites) - half), [True] * len(sites), [False] * len(sites), *random):
+        mask = dict(zip(sites, opens, strict=True))
+        for name, open in mask.items():
+            skiplora_fx.set_threshold(compiled, 0.0 if open else math.inf, sites=name)
+        for _ in range(2):
+            found = oracle.gradients(compiled, lambda: loss_of(compiled, batch))
+        with oracle.detached(eager, scope, mask):
+            expected = oracle.gradients(eager, lambda: loss_of(eager, batch))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("hooks", [nullcontext, torch.autograd.graph.save_on_cpu])
+def test_a_graph_that_is_kept_and_hooks_on_what_is_saved(hooks: Any, poisoned: torch.UntypedStorage) -> None:
+    model, batch = build(), models.tokens(2, 16)
+    model.compile(backend="skiplora", options={**AT_ONCE, "threshold": {"*.layers.0.*": math.inf, "*": 0.0}})
+    once = [oracle.gradients(model, lambda: loss_of(model, batch)) for _ in range(2)][1]
+    model.zero_grad()
+    with hooks():
+        loss = loss_of(model, batch)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, 2 * once[name])
+
+
+def peaks(options: dict[str, Any], checkpointing: bool = False) -> tuple[int, int]:
+    """Return the peak of a step with every gate open, and with the lower half shut, bytes."""
+    torch.compiler.reset()
+    model, batch = build(models.ALL_LINEAR, checkpointing, layers=4), models.tokens(8, 48)
+    model.compile(backend="skiplora", options={**AT_ONCE, "threshold": 0.0, **options})
+
+    def step() -> None:
+        loss_of(model, batch).backward()
+
+    def settled() -> int:
+        for _ in range(3):
+            step()
+        model.zero_grad(set_to_none=True)
+        return peak_of(step, "cpu")
+
+    open = settled()
+    skiplora_fx.set_threshold(model, math.inf, sites="*.layers.[01].*")
+    return open, settled()
+
+
+def test_memory_is_given_back() -> None:
+    open, shut = peaks({})
+    kept_open, kept_shut = peaks({"disable_passes": ["release_saved"]})
+    assert open == kept_open
+    assert shut < 0.75 * kept_shut
+
+
+def test_a_compile_from_caches_gives_it_back_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    first = peaks({})
+    hits = torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
+    assert peaks({}) == first
+    assert torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"] > hits
