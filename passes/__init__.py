@@ -14,6 +14,7 @@ from torch import fx
 
 from ..site import Findings
 from .copying import kept_whole
+from .find_layers import find_layers
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
 from .flops import Flops, flops
@@ -22,11 +23,13 @@ from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .merge_siblings import merge_siblings
 from .operators import COND
+from .outline_layers import outline_layers
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
 from .release_operands import release_operands
 from .share_branches import share_branches
 from .siblings import Siblings, find_siblings
+from .sizes import symbols_of
 from .split_joins import split_joins
 
 __all__ = [
@@ -37,12 +40,14 @@ __all__ = [
     "Pipeline",
     "Regions",
     "Stage",
+    "find_layers",
     "find_lora",
     "find_regions",
     "fold_gates",
     "insert_gates",
     "liveness",
     "merge_siblings",
+    "outline_layers",
     "predicate_backward",
     "release_operands",
     "share_branches",
@@ -219,6 +224,21 @@ class Pipeline:
                 self.on_pass(name, "backward", graph)
             except Exception as error:
                 self.on_failure(name, error)
+
+    def outline(self, graph: fx.Graph) -> None:
+        """Have layers that are alike call one function, in a graph as Inductor's own passes left it.
+
+        It is for a forward and a backward alike, and in no :data:`PIPELINE`: it is done only if asked for. A graph with
+        sizes that are known only when it runs is left as it is.
+        """
+        if symbols_of(graph.nodes):
+            log.debug("outline_layers: the graph has symbolic sizes")
+            return
+        found = find_layers(graph)
+        log.debug("outline_layers: %s", [(len(layers.alike), len(layers.alike[0].steps)) for layers in found])
+        with kept_whole(graph):
+            outline_layers(graph, found)
+        self.on_pass("outline_layers", "outlined", graph)
 
 
 @dataclass(frozen=True)

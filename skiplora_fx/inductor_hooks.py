@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
 from . import _torch_compat, gate, passes
-from ._torch_compat import CustomGraphPass, donate_nothing, get_hash_for_files, global_inductor_option
+from ._torch_compat import (
+    CustomGraphPass,
+    donate_nothing,
+    get_hash_for_files,
+    global_inductor_option,
+    writes_other_than_python,
+)
 from .config import SkipLoraConfig
 from .failures import Failures
 from .passes import Pipeline
@@ -29,9 +36,20 @@ def with_hooks(
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", _rewriting_backward(pipeline)), key),
     }
+    last = {}
+    if config.outline_layers and not writes_other_than_python(inductor):
+        outlined = _Hook(partial(_outline, pipeline, failures), "outline_layers")
+        last["post_grad_custom_post_pass"] = _after(outlined, inductor, "post_grad_custom_post_pass")
     if pipeline.counts or DEBUG_DIR in os.environ:
         inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
-    return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}}
+    return {**inductor, **{name: _before(hook, inductor, name) for name, hook in hooks.items()}, **last}
+
+
+def _outline(pipeline: Pipeline, failures: Failures, graph: fx.Graph) -> None:
+    try:
+        pipeline.outline(graph)
+    except Exception as error:
+        failures.tolerate("outline_layers", error)
 
 
 def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
@@ -44,10 +62,21 @@ def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
 
 
 def _before(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
-    theirs = inductor.get(name, global_inductor_option(name))
-    if theirs is None:
-        return hook
-    return _InARow([hook, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])])
+    theirs = _theirs(inductor, name)
+    return _InARow([hook, *theirs]) if theirs else hook
+
+
+def _after(hook: _Hook, inductor: dict[str, Any], name: str) -> Any:
+    theirs = _theirs(inductor, name)
+    return _InARow([*theirs, hook]) if theirs else hook
+
+
+def _theirs(inductor: dict[str, Any], name: str) -> list[Any]:
+    """Return the passes that the user put in a place."""
+    found = inductor.get(name, global_inductor_option(name))
+    if found is None:
+        return []
+    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 class _Hook(CustomGraphPass):
