@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..errors import InternalError
+from ..gate import LET_GO
 from ..site import Findings
 from .copying import kept_whole
+from .find_layers import find_layers
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
 from .flops import Flops, flops
@@ -23,12 +25,14 @@ from .insert_gates import GatedGraph, insert_gates
 from .liveness import Liveness, is_gate, liveness
 from .merge_siblings import merge_siblings
 from .operators import COND
+from .outline_layers import outline_layers
 from .parameters import Lifted, Parameters
 from .predicate_backward import describe, predicate_backward
 from .release_operands import release_operands
 from .release_saved import Released, check_released, release_saved, settle_released
 from .share_branches import share_branches
 from .siblings import Siblings, find_siblings
+from .sizes import symbols_of
 from .split_joins import split_joins
 
 __all__ = [
@@ -39,12 +43,14 @@ __all__ = [
     "Pipeline",
     "Regions",
     "Stage",
+    "find_layers",
     "find_lora",
     "find_regions",
     "fold_gates",
     "insert_gates",
     "liveness",
     "merge_siblings",
+    "outline_layers",
     "predicate_backward",
     "release_operands",
     "release_saved",
@@ -261,6 +267,21 @@ class Pipeline:
                 self.on_pass(name, "backward", graph)
             except Exception as error:
                 self.on_failure(name, error)
+
+    def outline(self, graph: fx.Graph) -> None:
+        """Have layers that are alike call one function, in a graph as Inductor's own passes left it.
+
+        It is for a forward and a backward alike, and in no :data:`PIPELINE`: it is done only if asked for. A graph with
+        sizes that are known only when it runs is left as it is, and so is a forward that gives memory back between its layers.
+        """
+        if symbols_of(graph.nodes) or graph.find_nodes(op="call_function", target=LET_GO):
+            log.debug("outline_layers: the graph has symbolic sizes, or gives memory back")
+            return
+        found = find_layers(graph)
+        log.debug("outline_layers: %s", [(len(layers.alike), len(layers.alike[0].steps)) for layers in found])
+        with kept_whole(graph):
+            outline_layers(graph, found)
+        self.on_pass("outline_layers", "outlined", graph)
 
 
 _GIVEN_BACK = (

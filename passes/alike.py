@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
@@ -26,16 +27,20 @@ def layout(value: Tensor) -> Hashable:
     return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))
 
 
-class _Place:
-    """A node among arguments."""
+@dataclass(frozen=True)
+class Read:
+    """What stands for a node among arguments.
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    Attributes:
+        what: equal where one node may stand for the other.
+    """
+
+    what: Hashable
 
 
 def _step(node: fx.Node, places: Mapping[fx.Node, int], modules: Mapping[str, Hashable]) -> Hashable:
-    arguments = map_arg((node.args, node.kwargs), lambda source: _Place(places[source]))
-    return (_operator(node, modules), _hashable(arguments), _kind(node.meta.get("val")))
+    arguments = map_arg((node.args, node.kwargs), lambda source: Read(places[source]))
+    return (_operator(node, modules), hashable(arguments), kind_of(node.meta.get("val")))
 
 
 def _operator(node: fx.Node, modules: Mapping[str, Hashable]) -> Hashable:
@@ -44,19 +49,21 @@ def _operator(node: fx.Node, modules: Mapping[str, Hashable]) -> Hashable:
     return (node.op, None if node.op == "placeholder" else node.target)
 
 
-def _hashable(value: Any) -> Hashable:
-    if isinstance(value, _Place):
-        return ("node", value.place)
+def hashable(value: Any) -> Hashable:
+    """Return arguments in a form in which they can be compared, each node in them as a :class:`Read`."""
+    if isinstance(value, Read):
+        return value
     if isinstance(value, Mapping):
-        return tuple((key, _hashable(item)) for key, item in value.items())
+        return tuple((key, hashable(item)) for key, item in value.items())
     if isinstance(value, (tuple, list)):
-        return tuple(map(_hashable, value))
+        return tuple(map(hashable, value))
     return (type(value), str(value))  # 1 is not 1.0, and a NaN is itself
 
 
-def _kind(value: Any) -> Hashable:
+def kind_of(value: Any) -> Hashable:
+    """Return what can be told of a node's value without running it: the layout of each tensor."""
     if isinstance(value, Tensor):
         return layout(value)
     if isinstance(value, Iterable):
-        return tuple(map(_kind, value))
+        return tuple(map(kind_of, value))
     return (type(value), str(value))

@@ -38,8 +38,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils._sympy.interp import sympy_interp  # writes a symbolic size as operators on what it is made of
 from torch.utils._sympy.reference import PythonReferenceAnalysis  # as Python's own, as Inductor takes them
 
+INVOKE_SUBGRAPH: HigherOrderOperator = torch.ops.higher_order.invoke_subgraph
+
 __all__ = [
     "FORCE_STRIDE_ORDER",
+    "INVOKE_SUBGRAPH",
     "SET_GRAD_ENABLED",
     "CustomGraphPass",
     "CustomPartitionerFn",
@@ -74,6 +77,7 @@ __all__ = [
     "is_inductor_option",
     "is_view_tensor",
     "is_wrapper",
+    "keep_output_strides",
     "min_cut_partition",
     "mode_options",
     "placeholder_source",
@@ -90,6 +94,7 @@ __all__ = [
     "traced_module",
     "tree_leaves",
     "unwrapped",
+    "writes_other_than_python",
 ]
 
 SET_GRAD_ENABLED: Callable[[bool], None] = torch._C._set_grad_enabled  # what Dynamo writes for torch.no_grad()
@@ -304,6 +309,16 @@ def save_not_recompute(node: fx.Node) -> None:
     node.meta["recompute"] = torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE
 
 
+def keep_output_strides(output: fx.Node) -> None:
+    """Have Inductor give each result of a function the strides that it was traced with, as it does for a user's.
+
+    It notes the two itself before the passes after autograd run, so that a function which one of them makes has none.
+    """
+    values = [node.meta["val"] for node in cast(Sequence[fx.Node], output.args[0])]
+    output.meta["user_visible_output_idxs"] = list(range(len(values)))
+    output.meta["original_output_strides"] = [value.stride() for value in values]
+
+
 def donate_nothing() -> None:
     """Have the backward that Inductor is compiling now overwrite none of its inputs.
 
@@ -321,6 +336,12 @@ def global_inductor_option(name: str) -> Any:
     from torch._inductor import config
 
     return getattr(config, name)
+
+
+def writes_other_than_python(inductor: Mapping[str, Any]) -> bool:
+    """Return whether Inductor, under these options, writes its outer code in a form that has no functions."""
+    names = ("cpp_wrapper", "fx_wrapper")
+    return any(inductor.get(name, global_inductor_option(name)) for name in names if is_inductor_option(name))
 
 
 def current_backward() -> int:

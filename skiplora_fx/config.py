@@ -69,6 +69,8 @@ class SkipLoraConfig:
             :mod:`torch.distributed` both are the same.
         merge_siblings: whether adapters that read the same input (q, k and v; gate and up) are multiplied as one, in
             the forward and in the backward.
+        outline_layers: whether layers that are alike are compiled once, as one function that each of them calls.
+            It shortens the compile of a deep model.
         strict: whether a pass that fails stops the compile. If not, that graph is compiled without gates, or without
             leaving work out, and a :class:`~skiplora_fx.FallbackWarning` says why.
         disable_passes: passes to leave out, by name (see docs/passes.md), for finding a fault.
@@ -90,6 +92,7 @@ class SkipLoraConfig:
     skipped_grad: str = "zero"
     sync: str = "mean"
     merge_siblings: bool = False
+    outline_layers: bool = False
     strict: bool = False
     disable_passes: tuple[str, ...] = ()
     inductor: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +106,7 @@ class SkipLoraConfig:
         _check_input_scope(self)
         for name in ("warmup_steps", "probe_every", "min_active"):
             _check_count(name, getattr(self, name))
-        for name in ("merge_siblings", "strict"):
+        for name in ("merge_siblings", "outline_layers", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(self.policy_kwargs, Mapping):

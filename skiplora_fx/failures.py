@@ -97,6 +97,7 @@ _WITHOUT = {
     "fold_gates": _UNGATED,
     "release_saved": "what the forward saves for a backward that is left out is held until then",
     "share_branches": "each region has branches of its own, which takes longer to compile",
+    "outline_layers": "each layer is compiled for itself, which takes longer",
     "release_operands": "a step in which much is skipped holds more memory than it needs",
 }
 """What a graph goes without where a pass has failed; where it is another, nothing is left out of its backward."""

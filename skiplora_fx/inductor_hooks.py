@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._torch_compat import (
     get_hash_for_files,
     global_inductor_option,
     min_cut_partition,
+    writes_other_than_python,
 )
 from .config import SkipLoraConfig
 from .failures import Failures
@@ -39,14 +41,25 @@ def with_hooks(
     }
     if pipeline.counts or DEBUG_DIR in os.environ:
         inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
-    hooked = {name: _in_a_row(inductor, name, before=hook) for name, hook in hooks.items()}
+    last: list[_Hook] = []
+    hooked = {name: _in_a_row(inductor, name, before=[hook]) for name, hook in hooks.items()}
     if releases:
         # A CUDA graph would not repeat it, and has memory of its own.
         theirs = _option(inductor, "custom_partitioner_fn")
         hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
-        settle = _Hook(failures.noting("release_saved", pipeline.settle_forward), key)
-        hooked["post_grad_custom_post_pass"] = _in_a_row(inductor, "post_grad_custom_post_pass", after=settle)
+        last.append(_Hook(failures.noting("release_saved", pipeline.settle_forward), key))
+    if config.outline_layers and not writes_other_than_python(inductor):
+        last.append(_Hook(partial(_outline, pipeline, failures), "outline_layers"))
+    if last:
+        hooked["post_grad_custom_post_pass"] = _in_a_row(inductor, "post_grad_custom_post_pass", after=last)
     return {**inductor, **hooked}
+
+
+def _outline(pipeline: Pipeline, failures: Failures, graph: fx.Graph) -> None:
+    try:
+        pipeline.outline(graph)
+    except Exception as error:
+        failures.tolerate("outline_layers", error)
 
 
 def _option(inductor: dict[str, Any], name: str) -> Any:
@@ -62,11 +75,11 @@ def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
     return rewrite
 
 
-def _in_a_row(inductor: dict[str, Any], name: str, *, before: _Hook | None = None, after: _Hook | None = None) -> Any:
-    """Return what the user put in a place with a hook before or after it."""
+def _in_a_row(inductor: dict[str, Any], name: str, *, before: Sequence[_Hook] = (), after: Sequence[_Hook] = ()) -> Any:
+    """Return what the user put in a place with hooks before or after it."""
     theirs = _option(inductor, name)
-    listed = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
-    hooks = [hook for hook in (before, *listed, after) if hook is not None]
+    listed = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs] if theirs is not None else []
+    hooks = [*before, *listed, *after]
     return hooks[0] if len(hooks) == 1 else _InARow(hooks)
 
 

@@ -1,0 +1,116 @@
+"""Layers that are alike are one function, and compute what they did."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import models
+import pytest
+import torch
+from aten import trace
+from torch import Tensor, fx, nn
+from torch._inductor.utils import run_and_get_code
+
+from skiplora_fx._torch_compat import INVOKE_SUBGRAPH
+from skiplora_fx.passes import find_layers, outline_layers
+
+X, WEIGHT = torch.randn(4, 4), torch.randn(4, 4)
+
+
+def layers(count: int = 5, last: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``count`` layers of four products; ``last`` is a constant in the last of them."""
+
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        for layer in range(count):
+            for _ in range(4):
+                x = x.mm(weight).sin() * (last if layer == count - 1 else 3.0) + x
+            x = x.neg().exp().tanh()
+        return x
+
+    return forward
+
+
+def outlined(gm: fx.GraphModule) -> int:
+    """Outline the layers of a graph; return how many calls there are."""
+    outline_layers(gm.graph, find_layers(gm.graph))
+    gm.recompile()
+    return len(gm.graph.find_nodes(op="call_function", target=INVOKE_SUBGRAPH))
+
+
+def functions(gm: fx.GraphModule) -> int:
+    return len([name for name, _ in gm.named_children()])
+
+
+def test_layers_that_are_alike_are_one_function() -> None:
+    run = layers(last=3.0)
+    gm = trace(run, X, WEIGHT)
+    assert (outlined(gm), functions(gm)) == (5, 1)
+    torch.testing.assert_close(gm(X, WEIGHT), run(X, WEIGHT))
+
+
+def test_a_layer_that_differs_stays_outside() -> None:
+    run = layers(last=2.0)
+    gm = trace(run, X, WEIGHT)
+    assert (outlined(gm), functions(gm)) == (4, 1)
+    torch.testing.assert_close(gm(X, WEIGHT), run(X, WEIGHT))
+
+
+def test_two_layers_stay_as_they_are() -> None:
+    assert not find_layers(trace(layers(2, last=3.0), X, WEIGHT).graph)
+
+
+def test_what_mutates_stays_outside() -> None:
+    def mutating(x: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
+        for _ in range(4):
+            x = layers(1)(x, weight)
+            torch.ops.aten.add_.Tensor(buffer, x)
+        return x
+
+    assert not find_layers(trace(mutating, X, WEIGHT, torch.zeros(4, 4)).graph)
+
+
+class TestThroughInductor:
+    """PEFT Llamas of five layers."""
+
+    @pytest.fixture(autouse=True)
+    def _fresh(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    @pytest.mark.parametrize("scope", ["adapter", "layer", "input"])
+    def test_gradients_are_those_without(self, scope: str) -> None:
+        decision = "previous" if scope == "input" else "current"
+        options = {"scope": scope, "decision": decision, "threshold": {"*layers.2*": math.inf, "*": 0.0}}
+        code, found = gradients(outline_layers=True, **options)
+        without, wanted = gradients(**options)
+        assert calls(without) == 0
+        assert calls(code) >= 3
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+    def test_random_numbers_differ_from_layer_to_layer_as_without(self) -> None:
+        code, found = gradients(dropout=0.5, threshold=0.0, outline_layers=True)
+        _, wanted = gradients(dropout=0.5, threshold=0.0)
+        assert calls(code) >= 3
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def calls(code: list[str]) -> int:
+    return sum(len(re.findall(r"= \w*skiplora_layer_\d+\(", text)) for text in code)
+
+
+def gradients(dropout: float = 0.0, **options: Any) -> tuple[list[str], Mapping[str, Tensor | None]]:
+    """Compile and run one step; return what Inductor wrote, and the gradients."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model: nn.Module = models.with_lora(models.llama(5), dropout=dropout).train()
+    batch = models.tokens()
+    model.compile(backend="skiplora", options={"warmup_steps": 0, "probe_every": 0, "strict": True, **options})
+
+    def step() -> None:
+        torch.manual_seed(1)
+        model(**batch).loss.backward()
+
+    _, code = run_and_get_code(step)
+    return code, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
