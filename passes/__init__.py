@@ -272,7 +272,8 @@ class Pipeline:
         """Have layers that are alike call one function, in a graph as Inductor's own passes left it.
 
         It is for a forward and a backward alike, and in no :data:`PIPELINE`: it is done only if asked for. A graph with
-        sizes that are known only when it runs is left as it is, and so is a forward that gives memory back between its layers.
+        sizes that are known only when it runs is left as it is, and so is a forward that gives memory back between
+        layers.
         """
         if symbols_of(graph.nodes) or graph.find_nodes(op="call_function", target=LET_GO):
             log.debug("outline_layers: the graph has symbolic sizes, or gives memory back")
