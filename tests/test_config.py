@@ -55,8 +55,8 @@ def test_thresholds_that_are_allowed(value: float) -> None:
         ({"disable_passes": 1}, "disable_passes must be a list of pass names, got 1"),
         (
             {"disable_passes": ["find_lora"]},
-            "disable_passes: 'find_lora' is not one of insert_gates, fold_gates, predicate_backward, share_branches, "
-            "release_operands",
+            "disable_passes: 'find_lora' is not one of insert_gates, fold_gates, release_saved, predicate_backward, "
+            "share_branches, release_operands",
         ),
         (
             {"disable_passes": ["fold_gates"]},

@@ -53,7 +53,8 @@ def test_passes_run_in_the_order_of_the_pipeline() -> None:
     gradients(torch.compile(owner, backend=backend), owner, batch())
     order = [stage.name for stage in PIPELINE]
     seen = [name for name in backend.passes if name in order]
-    assert seen == [name for name in order if name not in ("liveness", "find_regions")]  # analyses show no graph
+    # Analyses show no graph, and what the forward saves is given back where decisions are held, under Inductor alone.
+    assert seen == [name for name in order if name not in ("release_saved", "liveness", "find_regions")]
 
 
 @pytest.mark.parametrize("disabled", ALL_OFF, ids=lambda names: " ".join(names) or "none")

@@ -59,7 +59,7 @@ def test_what_stands_in_is_one_and_goes_with_the_last_that_has_it() -> None:
         for value in values:
             let_storage_go(value, MIB)
         assert len({value.untyped_storage().data_ptr() for value in values}) == 1
-        del values
+        del value, values
         torch.empty(5 * MIB, dtype=torch.uint8)
 
     assert peak_of(run, "cpu") == 5 * MIB
