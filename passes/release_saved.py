@@ -14,6 +14,7 @@ from ..gate import EVALUATE_CONDITIONS, LET_GO
 from .buffers import base_of, sharing_buffer
 from .conditions import Condition, Conditions, flatten
 from .find_regions import Regions, find_regions
+from .flop_formulas import flops_of, number_of
 from .liveness import Liveness, is_gate, liveness
 from .operators import name_of
 from .read_conditions import read_conditions
@@ -24,6 +25,11 @@ _SMALLEST = 1 / 64
 _CALLS = 16
 """How many calls are written at most, so that a forward that gives back nothing loses no time to speak of."""
 
+
+_REDUCTIONS = ("aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.linalg_vector_norm", "aten.var", "aten.prod")
+
+_WRITTEN_OUT = 8
+"""Terms of a reduction up to which Inductor writes it as pointwise (``unroll_reductions_threshold``)."""
 
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm")
 
@@ -105,16 +111,19 @@ def settle_released(graph: fx.Graph, released: Released) -> None:
     What has come to lie in the memory of an input, or of another output, since is no longer given back.
     """
     for call in graph.find_nodes(op="call_function", target=LET_GO):
-        values, read, which, size, following = call.args
+        values, read, which, size, following, _ = call.args
         assert isinstance(values, (list, tuple))
         assert isinstance(which, (list, tuple))
         kept = [pair for pair in zip(values, which, strict=True) if _is_still_saved_only(graph, *pair, released)]
         if not kept:
             graph.erase_node(call)
             continue
-        call.args = ([base_of(value) for value, _ in kept], read, [number for _, number in kept], size, following)
         order = {node: place for place, node in enumerate(graph.nodes)}
-        last = max((_last_reader(order, sharing_buffer(value)) for value, _ in kept), key=order.__getitem__)
+        bases = [base_of(value) for value, _ in kept]
+        made = [node for base in bases for node in _made_of(sharing_buffer(base))]
+        last = max(made, key=order.__getitem__)
+        after = [node for node in dict.fromkeys(made) if node not in bases and _is_kept(node) and _is_dense(node)]
+        call.args = (bases, read, [number for _, number in kept], size, following, after)
         if order[last] > order[call]:
             last.append(call)
 
@@ -142,7 +151,7 @@ def _values(
         condition = conditions.any(read.get(other.name, conditions.true) for other in together)
         if condition == conditions.true or not all(map(_is_dense, together)):
             continue
-        last = _last_reader(order, shared)
+        last = max(_made_of(shared), key=order.__getitem__)
         for base in dict.fromkeys(map(base_of, together)):
             if _is_dense(base):
                 yield _Value(base, condition, _bytes(base), last)
@@ -170,7 +179,8 @@ def _write(
         which = [conditions.index(value.read) for value in group]
         following = _next_product(graph, last, order, outputs)
         with graph.inserting_after(*(following or [last])):
-            call = graph.call_function(LET_GO, ([value.base for value in group], evaluated, which, largest, following))
+            bases = [value.base for value in group]
+            call = graph.call_function(LET_GO, (bases, evaluated, which, largest, following, []))
         call.meta["val"] = None
 
 
@@ -209,9 +219,39 @@ def _decisions(forward: fx.Graph, backward: fx.Graph) -> fx.Node:
     return found[0]
 
 
-def _last_reader(order: Mapping[fx.Node, int], shared: set[fx.Node]) -> fx.Node:
-    readers = (user for node in shared for user in node.users if user.op != "output" and user.target is not LET_GO)
-    return max((*shared, *readers), key=order.__getitem__)
+def _made_of(shared: set[fx.Node]) -> dict[fx.Node, None]:
+    """Return the nodes of a buffer and those that may be computed from it when Inductor has written its kernels.
+
+    What is pointwise is computed with whoever reads it, as far as something that is kept, or a product, or a reduction.
+    """
+    found: dict[fx.Node, None] = dict.fromkeys(shared)
+    ahead = list(shared)
+    while ahead:
+        for user in ahead.pop().users:
+            if user in found or user.op == "output" or user.target is LET_GO:
+                continue
+            found[user] = None
+            if not _is_computed_for_itself(user):
+                ahead.append(user)
+    return found
+
+
+def _is_computed_for_itself(node: fx.Node) -> bool:
+    """Return whether Inductor writes a node's value to memory when it comes to it, or can be made to at no cost."""
+    return _is_kept(node) or flops_of(node) is not None or _is_reduction(node)
+
+
+def _is_kept(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _is_reduction(node: fx.Node) -> bool:
+    """Return whether a node adds up, or compares, more than Inductor would write out term by term."""
+    value = node.meta.get("val")
+    if name_of(node) not in _REDUCTIONS or not isinstance(value, Tensor):
+        return False
+    read = node.all_input_nodes[0].meta["val"]
+    return math.prod(map(number_of, read.shape)) > _WRITTEN_OUT * max(math.prod(map(number_of, value.shape)), 1)
 
 
 def _outputs(graph: fx.Graph) -> list[tuple[int, fx.Node]]:

@@ -203,12 +203,20 @@ def _(values: Sequence[Tensor], after: Tensor) -> None:
 # Declared to write into the values, so that whoever reads them does so before; and into what is computed next, so that
 # Inductor, which orders a graph for its peak and knows of nothing that is given back, does not leave it for the end.
 torch.library.define(
-    "skiplora::let_go", "(Tensor(a!)[] values, Tensor read, int[] which, int size, Tensor(b!)[] next) -> ()"
+    "skiplora::let_go",
+    "(Tensor(a!)[] values, Tensor read, int[] which, int size, Tensor(b!)[] next, Tensor[] after) -> ()",
 )
 
 
 @torch.library.impl("skiplora::let_go", "CompositeExplicitAutograd")
-def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int, next: Sequence[Tensor]) -> None:
+def let_go(
+    values: Sequence[Tensor],
+    read: Tensor,
+    which: Sequence[int],
+    size: int,
+    next: Sequence[Tensor],
+    after: Sequence[Tensor],
+) -> None:
     """Have each value that nobody will read let go of its storage, as :func:`~.stand_in.let_storage_go` does.
 
     Args:
@@ -217,6 +225,7 @@ def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: i
         which: for each value the condition under which the backward reads it.
         size: of the largest such value of the graph, bytes.
         next: what is computed before, and read behind this; nothing is done to it.
+        after: what is computed from the values, and has to be before they go; nothing is done to it.
     """
     conditions = read.tolist()
     for value, condition in zip(values, which, strict=True):
@@ -225,7 +234,14 @@ def let_go(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: i
 
 
 @torch.library.register_fake("skiplora::let_go")
-def _(values: Sequence[Tensor], read: Tensor, which: Sequence[int], size: int, next: Sequence[Tensor]) -> None:
+def _(
+    values: Sequence[Tensor],
+    read: Tensor,
+    which: Sequence[int],
+    size: int,
+    next: Sequence[Tensor],
+    after: Sequence[Tensor],
+) -> None:
     pass
 
 
