@@ -79,7 +79,9 @@ class TestThroughInductor:
     def _fresh(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
-    @pytest.mark.parametrize("scope", ["adapter", "layer", "input"])
+    @pytest.mark.parametrize(
+        "scope", ["adapter", *(pytest.param(s, marks=pytest.mark.slow) for s in ("layer", "input"))]
+    )
     def test_gradients_are_those_without(self, scope: str) -> None:
         decision = "previous" if scope == "input" else "current"
         options = {"scope": scope, "decision": decision, "threshold": {"*layers.2*": math.inf, "*": 0.0}}
@@ -89,6 +91,7 @@ class TestThroughInductor:
         assert calls(code) >= 3
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.slow
     def test_random_numbers_differ_from_layer_to_layer_as_without(self) -> None:
         code, found = gradients(dropout=0.5, threshold=0.0, outline_layers=True)
         _, wanted = gradients(dropout=0.5, threshold=0.0)

@@ -65,9 +65,19 @@ def test_what_stands_in_is_one_and_goes_with_the_last_that_has_it() -> None:
     assert peak_of(run, "cpu") == 5 * MIB
 
 
-@pytest.mark.parametrize("scope", ["adapter", "layer", "input"])
 @pytest.mark.parametrize(
-    ("targets", "checkpointing"), [(models.QV, False), (models.ALL_LINEAR, False), (models.ALL_LINEAR, True)]
+    ("targets", "checkpointing", "scope"),
+    [
+        (models.QV, False, "adapter"),
+        (models.ALL_LINEAR, False, "layer"),
+        (models.QV, False, "input"),
+        (models.ALL_LINEAR, True, "adapter"),
+        pytest.param(models.ALL_LINEAR, False, "adapter", marks=pytest.mark.slow),
+        pytest.param(models.QV, False, "layer", marks=pytest.mark.slow),
+        pytest.param(models.ALL_LINEAR, False, "input", marks=pytest.mark.slow),
+        pytest.param(models.ALL_LINEAR, True, "layer", marks=pytest.mark.slow),
+        pytest.param(models.ALL_LINEAR, True, "input", marks=pytest.mark.slow),
+    ],
 )
 def test_no_gradient_sees_what_stands_in(
     targets: Any, checkpointing: bool, scope: str, poisoned: torch.UntypedStorage
