@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from .._torch_compat import global_inductor_option, stable_topological_sort
 from ..errors import InternalError
 from ..gate import EVALUATE_CONDITIONS, LET_GO
 from .buffers import base_of, sharing_buffer
@@ -16,7 +17,7 @@ from .conditions import Condition, Conditions, flatten
 from .find_regions import Regions, find_regions
 from .flop_formulas import flops_of, number_of
 from .liveness import Liveness, is_gate, liveness
-from .operators import name_of
+from .operators import is_view, name_of
 from .read_conditions import read_conditions
 
 _SMALLEST = 1 / 64
@@ -29,7 +30,7 @@ _CALLS = 16
 _REDUCTIONS = ("aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.linalg_vector_norm", "aten.var", "aten.prod")
 
 _WRITTEN_OUT = 8
-"""Terms of a reduction up to which Inductor writes it as pointwise (``unroll_reductions_threshold``)."""
+"""Terms of a reduction up to which Inductor writes it as pointwise, if it is not told to go further."""
 
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm")
 
@@ -100,7 +101,7 @@ def check_released(graph: fx.Graph, released: Released, analysis: Liveness, foun
         InternalError: it does.
     """
     read = read_conditions(graph, analysis, found)
-    wrong = [name for name, condition in released.read.items() if name in read and not read[name] <= condition]
+    wrong = [name for name, kept in released.read.items() if name not in read or not read[name] <= kept]
     if wrong:
         raise InternalError(f"the backward reads what the forward gave back: {', '.join(wrong)}")
 
@@ -110,8 +111,9 @@ def settle_released(graph: fx.Graph, released: Released) -> None:
 
     What has come to lie in the memory of an input, or of another output, since is no longer given back.
     """
+    stable_topological_sort(graph)  # as Inductor will: from then on the order is that in which it comes to each node
     for call in graph.find_nodes(op="call_function", target=LET_GO):
-        values, read, which, size, following, _ = call.args
+        values, read, opens, which, size, following, _ = call.args
         assert isinstance(values, (list, tuple))
         assert isinstance(which, (list, tuple))
         kept = [pair for pair in zip(values, which, strict=True) if _is_still_saved_only(graph, *pair, released)]
@@ -123,7 +125,7 @@ def settle_released(graph: fx.Graph, released: Released) -> None:
         made = [node for base in bases for node in _made_of(sharing_buffer(base))]
         last = max(made, key=order.__getitem__)
         after = [node for node in dict.fromkeys(made) if node not in bases and _is_kept(node) and _is_dense(node)]
-        call.args = (bases, read, [number for _, number in kept], size, following, after)
+        call.args = (bases, read, opens, [number for _, number in kept], size, following, after)
         if order[last] > order[call]:
             last.append(call)
 
@@ -180,7 +182,7 @@ def _write(
         following = _next_product(graph, last, order, outputs)
         with graph.inserting_after(*(following or [last])):
             bases = [value.base for value in group]
-            call = graph.call_function(LET_GO, (bases, evaluated, which, largest, following, []))
+            call = graph.call_function(LET_GO, (bases, evaluated, decisions, which, largest, following, []))
         call.meta["val"] = None
 
 
@@ -238,7 +240,16 @@ def _made_of(shared: set[fx.Node]) -> dict[fx.Node, None]:
 
 def _is_computed_for_itself(node: fx.Node) -> bool:
     """Return whether Inductor writes a node's value to memory when it comes to it, or can be made to at no cost."""
-    return _is_kept(node) or flops_of(node) is not None or _is_reduction(node)
+    # Of a view Inductor makes nothing, kept or not.
+    return (_is_kept(node) and not is_view(node)) or _is_product(node) or _is_reduction(node)
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Return whether a node is a product, or the like, and not one of vectors, which Inductor writes as a sum."""
+    if flops_of(node) is None:
+        return False
+    value = node.meta.get("val")
+    return not (isinstance(value, Tensor) and name_of(node) == "aten.bmm" and 1 in value.shape[-2:])
 
 
 def _is_kept(node: fx.Node) -> bool:
@@ -250,8 +261,9 @@ def _is_reduction(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if name_of(node) not in _REDUCTIONS or not isinstance(value, Tensor):
         return False
+    terms = max(_WRITTEN_OUT, global_inductor_option("unroll_reductions_threshold"))
     read = node.all_input_nodes[0].meta["val"]
-    return math.prod(map(number_of, read.shape)) > _WRITTEN_OUT * max(math.prod(map(number_of, value.shape)), 1)
+    return math.prod(map(number_of, read.shape)) > terms * max(math.prod(map(number_of, value.shape)), 1)
 
 
 def _outputs(graph: fx.Graph) -> list[tuple[int, fx.Node]]:

@@ -19,6 +19,7 @@ which the passes keep while they take the operators away again.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -26,8 +27,12 @@ import torch
 from torch import Tensor
 
 from ._torch_compat import has_side_effect
+from .errors import UsageError
 from .host_copy import copy_of
 from .stand_in import let_storage_go
+
+# Storages of the decisions of forwards that have given memory back, by ``let_go``.
+_gave_back: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
 
 @torch.library.custom_op("skiplora::gate", mutates_args=())
@@ -57,6 +62,12 @@ def gate_backward(grad: Tensor, open: Tensor, sites: Sequence[int]) -> Tensor:
             the gate is open if any of ``sites`` is.
         sites: as in :func:`gate`.
     """
+    if open.untyped_storage() in _gave_back:
+        raise UsageError(
+            "the forward has given back what a backward with skipped gates does not read, and this backward would read "
+            "it, as it was not compiled by the skiplora backend. Compiled autograd does that: set "
+            'disable_passes=["release_saved"], or decision="current".'
+        )
     flag = open if open.dim() == 0 else open[list(sites)].any()
     return torch.where(flag, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
 
@@ -204,7 +215,7 @@ def _(values: Sequence[Tensor], after: Tensor) -> None:
 # Inductor, which orders a graph for its peak and knows of nothing that is given back, does not leave it for the end.
 torch.library.define(
     "skiplora::let_go",
-    "(Tensor(a!)[] values, Tensor read, int[] which, int size, Tensor(b!)[] next, Tensor[] after) -> ()",
+    "(Tensor(a!)[] values, Tensor read, Tensor opens, int[] which, int size, Tensor(b!)[] next, Tensor[] after) -> ()",
 )
 
 
@@ -212,6 +223,7 @@ torch.library.define(
 def let_go(
     values: Sequence[Tensor],
     read: Tensor,
+    opens: Tensor,
     which: Sequence[int],
     size: int,
     next: Sequence[Tensor],
@@ -222,6 +234,7 @@ def let_go(
     Args:
         values: what the forward saves for the backward.
         read: bool vector on the CPU, from :func:`evaluate_conditions`.
+        opens: the decisions, by which a backward that was not predicated knows that it may not run.
         which: for each value the condition under which the backward reads it.
         size: of the largest such value of the graph, bytes.
         next: what is computed before, and read behind this; nothing is done to it.
@@ -231,12 +244,14 @@ def let_go(
     for value, condition in zip(values, which, strict=True):
         if not conditions[condition]:
             let_storage_go(value, size)
+            _gave_back.add(opens.untyped_storage())
 
 
 @torch.library.register_fake("skiplora::let_go")
 def _(
     values: Sequence[Tensor],
     read: Tensor,
+    opens: Tensor,
     which: Sequence[int],
     size: int,
     next: Sequence[Tensor],

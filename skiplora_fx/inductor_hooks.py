@@ -17,6 +17,7 @@ from ._torch_compat import (
     donate_nothing,
     get_hash_for_files,
     global_inductor_option,
+    is_inductor_option,
     min_cut_partition,
     writes_other_than_python,
 )
@@ -26,6 +27,9 @@ from .passes import Pipeline
 from .passes.operators import COND
 from .watching import DEBUG_DIR
 
+_REORDERS = ("triton.cudagraphs", "aten_distributed_optimizations.enable_overlap_scheduling")
+"""Options with which memory is not given back: a CUDA graph would not repeat it, the other goes by data alone."""
+
 
 def with_hooks(
     inductor: dict[str, Any], pipeline: Pipeline, config: SkipLoraConfig, failures: Failures
@@ -34,7 +38,8 @@ def with_hooks(
     # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
     gates = pipeline.gated and pipeline.gated.gates
     key = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
-    releases = pipeline.releases and not _option(inductor, "triton.cudagraphs")
+    releases = pipeline.releases and not any(_option(inductor, name) for name in _REORDERS if is_inductor_option(name))
+    releases = releases and not writes_other_than_python(inductor)
     hooks = {
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", _rewriting_backward(pipeline)), key),
@@ -44,7 +49,6 @@ def with_hooks(
     last: list[_Hook] = []
     hooked = {name: _in_a_row(inductor, name, before=[hook]) for name, hook in hooks.items()}
     if releases:
-        # A CUDA graph would not repeat it, and has memory of its own.
         theirs = _option(inductor, "custom_partitioner_fn")
         hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
         last.append(_Hook(failures.noting("release_saved", pipeline.settle_forward), key))
@@ -69,8 +73,8 @@ def _option(inductor: dict[str, Any], name: str) -> Any:
 def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
     def rewrite(graph: fx.Graph) -> None:
         pipeline.rewrite_backward(graph)
-        if graph.find_nodes(op="call_function", target=COND):
-            donate_nothing()
+        if graph.find_nodes(op="call_function", target=COND) or pipeline.released is not None:
+            donate_nothing()  # nor what was given back: all of it lies in one place
 
     return rewrite
 

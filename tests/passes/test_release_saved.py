@@ -16,6 +16,7 @@ from memory import peak_of
 from torch import nn
 
 import skiplora_fx
+from skiplora_fx.errors import UsageError
 from skiplora_fx.stand_in import let_storage_go, stand_in
 
 MIB = 2**20
@@ -28,6 +29,10 @@ def build(targets: Any = models.QV, checkpointing: bool = False, layers: int = 3
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def ratios(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"M of {site.name}": torch.tensor(site.ratio) for site in skiplora_fx.sites(model)}
 
 
 def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -89,14 +94,17 @@ def test_no_gradient_sees_what_stands_in(
     generator = torch.Generator().manual_seed(1)
     random = [(torch.rand(len(sites), generator=generator) < 0.5).tolist() for _ in range(4)]
     oracle.gradients(compiled, lambda: loss_of(compiled, batch))
+    measured = ratios(compiled)
     for opens in ([False] * half + [True] * (len(sites) - half), [True] * len(sites), [False] * len(sites), *random):
         mask = dict(zip(sites, opens, strict=True))
         for name, open in mask.items():
             skiplora_fx.set_threshold(compiled, 0.0 if open else math.inf, sites=name)
         for _ in range(2):
             found = oracle.gradients(compiled, lambda: loss_of(compiled, batch))
+            found |= ratios(compiled)
         with oracle.detached(eager, scope, mask):
             expected = oracle.gradients(eager, lambda: loss_of(eager, batch))
+        expected |= measured
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -113,6 +121,16 @@ def test_a_graph_that_is_kept_and_hooks_on_what_is_saved(hooks: Any, poisoned: t
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, 2 * once[name])
+
+
+def test_a_backward_that_was_not_predicated_is_refused() -> None:
+    """As compiled autograd has it, which takes the backward before the backend sees it."""
+    model, batch = build(), models.tokens(2, 16)
+    model.compile(backend="skiplora", options={**AT_ONCE, "threshold": {"*.layers.0.*": math.inf, "*": 0.0}})
+    for _ in range(2):
+        loss_of(model, batch).backward()
+    with torch._dynamo.config.patch(compiled_autograd=True), pytest.raises(UsageError, match="release_saved"):
+        loss_of(model, batch).backward()
 
 
 def peaks(options: dict[str, Any], checkpointing: bool = False) -> tuple[int, int]:

@@ -363,7 +363,10 @@ def test_hooks_on_gradients() -> None:
     assert [site.skipped for site in skiplora_fx.sites(model)] == [True, False]
 
 
-@usage("compiled autograd")
+@usage(
+    "compiled autograd",
+    'gated, gradients exact; with `decision="previous"` it needs `disable_passes=["release_saved"]`, and an error says so',
+)
 def test_compiled_autograd() -> None:
     with torch._dynamo.config.patch(compiled_autograd=True):
         check(gated(two_layers()))
