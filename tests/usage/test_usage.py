@@ -365,7 +365,7 @@ def test_hooks_on_gradients() -> None:
 
 @usage(
     "compiled autograd",
-    'gated, gradients exact; with `decision="previous"` it needs `disable_passes=["release_saved"]`, and an error says so',
+    'gated, gradients exact; with `decision="previous"` only with `disable_passes=["release_saved"]`, an error says',
 )
 def test_compiled_autograd() -> None:
     with torch._dynamo.config.patch(compiled_autograd=True):
