@@ -54,14 +54,16 @@ def is_worth_a_branch(addend: tuple[fx.Node, ...], total: fx.Node) -> bool:
     """Return whether leaving out an addend can save more than it costs to be able to.
 
     A branch stands between the sum and what would be fused with it, so that the sum is written and read once more. A
-    product with an adapter's rank inside often costs less than that.
+    product with an adapter's rank inside often costs less than that. What is not of low rank is no adapter's: the inner
+    dimension is at most half of the sum's last one.
 
     Args:
         addend: as :func:`made_for` gives it.
         total: the sum.
     """
-    costs = sum(flops_of(node) or 0 for node in addend)
-    return costs > _BALANCE * 2 * math.prod(map(number_of, total.meta["val"].shape))
+    shape = [number_of(size) for size in total.meta["val"].shape]
+    inner = sum(flops_of(node) or 0 for node in addend) / max(2 * math.prod(shape), 1)
+    return inner > min([_BALANCE, *(size / 2 for size in shape[-1:])])
 
 
 def _same_layout(a: Any, b: Any) -> bool:

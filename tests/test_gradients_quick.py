@@ -111,8 +111,10 @@ def test_gradients_equal_those_of_detach(name: str, scope: str) -> None:
         assert backend.only.decisions(sites) == mask
 
     check()
-    lowest = scope == "input" and name == "Llama upper layer"  # nothing below wants a gradient, so nothing is skipped
-    assert lowest or backend.only.garbage > 0, "nothing is skipped without memory that nobody reads"
+    nothing = scope == "input" and name == "Llama upper layer"  # nothing below wants a gradient, so nothing is skipped
+    # Here the embedding's output wants one, so all but the adapters' own products runs, and those give zeros.
+    nothing |= scope == "adapter" and name == "checkpointed"
+    assert nothing or backend.only.garbage > 0, "nothing is skipped without memory that nobody reads"
 
 
 @pytest.mark.parametrize("scope", ["adapter", "layer"])
