@@ -275,6 +275,12 @@ class Pipeline:
         sizes that are known only when it runs is left as it is, and so is a forward that gives memory back between
         layers.
         """
+        try:
+            self._outline(graph)
+        except Exception as error:
+            self.on_failure("outline_layers", error)
+
+    def _outline(self, graph: fx.Graph) -> None:
         if symbols_of(graph.nodes) or graph.find_nodes(op="call_function", target=LET_GO):
             log.debug("outline_layers: the graph has symbolic sizes, or gives memory back")
             return

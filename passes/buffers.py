@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from .._torch_compat import OpOverload, schema_of
+from .memory import connected
 from .operators import is_view, name_of
 
 _MAY_BE_THEIR_INPUT = frozenset(
@@ -32,13 +33,7 @@ _MAY_BE_THEIR_INPUT = frozenset(
 
 def sharing_buffer(node: fx.Node) -> set[fx.Node]:
     """Return the nodes that may lie in the memory of ``node``, itself included; rather too many than too few."""
-    found, ahead = {node}, [node]
-    while ahead:
-        for other in _neighbours(ahead.pop()):
-            if other not in found:
-                found.add(other)
-                ahead.append(other)
-    return found
+    return connected(node, _neighbours)
 
 
 def base_of(node: fx.Node) -> fx.Node:

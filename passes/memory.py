@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -66,9 +66,14 @@ def _position_of_inplace(target: Callable[..., Any]) -> int | None:
 
 def sharing_memory(node: fx.Node) -> set[fx.Node]:
     """Return the nodes that may share memory with ``node``, itself included; rather too many than too few."""
+    return connected(node, _neighbours)
+
+
+def connected(node: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """Return the nodes that lead from neighbour to neighbour to ``node``, itself included."""
     found, ahead = {node}, [node]
     while ahead:
-        for other in _neighbours(ahead.pop()):
+        for other in neighbours(ahead.pop()):
             if other not in found:
                 found.add(other)
                 ahead.append(other)

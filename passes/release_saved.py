@@ -43,13 +43,11 @@ class Released:
         conditions: where the conditions were built.
         read: for each value, by name, when the backward reads it; else it is given back.
         which: for each such output of the forward its condition's number.
-        outputs: how many outputs of the forward are the user's.
     """
 
     conditions: Conditions
     read: Mapping[str, Condition]
     which: Mapping[int, int]
-    outputs: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, sites: in
     which = {place: numbers[base_of(node)] for place, node in _saved(forward, outputs) if base_of(node) in numbers}
     _write(forward, outputs, _decisions(forward, backward), values, conditions)
     names = {node.name: conditions[which[place]] for place, node in _saved(forward, outputs) if place in which}
-    return Released(analysis.conditions, names, which, outputs)
+    return Released(analysis.conditions, names, which)
 
 
 def check_released(graph: fx.Graph, released: Released, analysis: Liveness, found: Regions) -> None:

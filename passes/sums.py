@@ -44,10 +44,11 @@ def made_for(addend: fx.Node) -> tuple[fx.Node, ...]:
     name = operators.name_of(addend)
     if name in _PRODUCTS:
         return (addend,)
+    is_view = operators.is_view(addend)
+    if not is_view and name not in _SCALINGS:
+        return ()
     before = next(filter(None, map(made_for, operators.tensor_inputs(addend))), ())
-    if operators.is_view(addend):
-        return before
-    return (*before, addend) if before and name in _SCALINGS else ()
+    return before if is_view or not before else (*before, addend)
 
 
 def is_worth_a_branch(addend: tuple[fx.Node, ...], total: fx.Node) -> bool:

@@ -248,15 +248,7 @@ def let_go(
 
 
 @torch.library.register_fake("skiplora::let_go")
-def _(
-    values: Sequence[Tensor],
-    read: Tensor,
-    opens: Tensor,
-    which: Sequence[int],
-    size: int,
-    next: Sequence[Tensor],
-    after: Sequence[Tensor],
-) -> None:
+def _(*given: object) -> None:
     pass
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ def with_hooks(
     # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
     gates = pipeline.gated and pipeline.gated.gates
     key = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
-    releases = pipeline.releases and not any(_option(inductor, name) for name in _REORDERS if is_inductor_option(name))
-    releases = releases and not writes_other_than_python(inductor)
+    in_python = not writes_other_than_python(inductor)
+    reorders = any(_option(inductor, name) for name in _REORDERS if is_inductor_option(name))
     hooks = {
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", _rewriting_backward(pipeline)), key),
@@ -48,22 +47,15 @@ def with_hooks(
         inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
     last: list[_Hook] = []
     hooked = {name: _in_a_row(inductor, name, before=[hook]) for name, hook in hooks.items()}
-    if releases:
+    if pipeline.releases and in_python and not reorders:
         theirs = _option(inductor, "custom_partitioner_fn")
         hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
         last.append(_Hook(failures.noting("release_saved", pipeline.settle_forward), key))
-    if config.outline_layers and not writes_other_than_python(inductor):
-        last.append(_Hook(partial(_outline, pipeline, failures), "outline_layers"))
+    if config.outline_layers and in_python:
+        last.append(_Hook(pipeline.outline, "outline_layers"))
     if last:
         hooked["post_grad_custom_post_pass"] = _in_a_row(inductor, "post_grad_custom_post_pass", after=last)
     return {**inductor, **hooked}
-
-
-def _outline(pipeline: Pipeline, failures: Failures, graph: fx.Graph) -> None:
-    try:
-        pipeline.outline(graph)
-    except Exception as error:
-        failures.tolerate("outline_layers", error)
 
 
 def _option(inductor: dict[str, Any], name: str) -> Any:
