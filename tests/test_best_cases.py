@@ -29,6 +29,7 @@ def test_each_policy_has_a_share_that_its_options_tell() -> None:
     assert shares["progressive"] == 0.75  # of the depth
     assert shares["freeze"] == 0.5
     assert shares["multirate"] == pytest.approx(3 / 4 * 0.5)
+    assert shares["schedule"] == pytest.approx(3.5 / 8, abs=0.01)  # depths of 0 to 7, for as many steps each
     assert shares["budget"] == 0.5  # five layers are more than the 60 % that may remain, four are not
     assert shares["prefix"] == pytest.approx(0.5, abs=0.1)
     assert shares["random"] < 0.2  # the lowest open layer is near the bottom

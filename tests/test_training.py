@@ -121,6 +121,15 @@ def test_zero_b_learns_after_a_warm_up(tmp_path: Path) -> None:
     assert all(site.ratio > 1e-6 and not site.skipped for site in skiplora_fx.sites(model))
 
 
+def test_a_schedule_is_told_how_long_the_run_is(tmp_path: Path) -> None:
+    watcher, model = Watcher(), models.with_lora(models.llama(1))
+    callback = SkipLoraCallback(policy="schedule", policy_kwargs={"last": 1.0}, warmup_steps=0, probe_every=0)
+    args = arguments(tmp_path, gradient_accumulation_steps=1)
+    Trainer(model=model, args=args, train_dataset=rows(12), callbacks=[watcher, callback]).train()
+    adapters = len(skiplora_fx.sites(model))
+    assert watcher.skipped == [0] * (STEPS // 2) + [adapters] * (STEPS // 2)
+
+
 def test_wrapper_of_torch_compile_is_refused(tmp_path: Path) -> None:
     model: Any = torch.compile(models.with_lora(models.llama(1)))
     with pytest.raises(skiplora_fx.UsageError, match="saves an empty adapter"):

@@ -17,11 +17,12 @@ from skiplora_fx.policy import (
     Progressive,
     Quantile,
     RandomBlocks,
+    Schedule,
     Threshold,
 )
 
 from .settings import Settings
-from .trials import BestRate, ByGradient, Either, Schedule, Stairs, UpperBlocks
+from .trials import BestRate, ByGradient, Either, Stairs, UpperBlocks
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,16 @@ class Arm:
         }
 
 
-_DEPTHS = 5
-"""The deepest that a schedule goes in a model of six blocks."""
+_DEEPEST = 0.875
+"""Share of the blocks that rest where a schedule is deepest."""
 
 
 def _open(plan: Plan) -> Policy:
     return Freeze(share=0.0)
+
+
+def _growing(plan: Plan) -> Policy:
+    return Schedule(0.0, _DEEPEST, plan.warmup, plan.steps)
 
 
 INNER = ("*.[qkv]_proj", "*.gate_proj", "*.up_proj", "*.query", "*.key", "*.value", "*.intermediate.dense")
@@ -118,18 +123,20 @@ ARMS: Mapping[str, Arm] = {
         lambda plan: Progressive(window=max(plan.steps // 12, 2), bound=0.3, reopen=1.0, deepest=0.84),
     ),
     "multirate": Arm("the lower half in each 4th step", lambda plan: Multirate(share=0.5, every=4)),
-    "micro": Arm("the lower half in one of 4 micro-batches", lambda plan: Stairs(depths=(0, 3, 3, 3)), micro=4),
-    "halves": Arm("all but the top block in one of 2 micro-batches", lambda plan: Stairs(depths=(0, _DEPTHS)), micro=2),
-    "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0, 2, 3, 5)), micro=4),
-    "grow": Arm("the depth grows over the run", lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps)),
+    "micro": Arm("the lower half in one of 4 micro-batches", lambda plan: Stairs(depths=(0.0, 0.5, 0.5, 0.5)), micro=4),
+    "halves": Arm(
+        "all but the top eighth in one of 2 micro-batches", lambda plan: Stairs(depths=(0.0, _DEEPEST)), micro=2
+    ),
+    "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0.0, 0.34, 0.5, _DEEPEST)), micro=4),
+    "grow": Arm("the depth grows over the run", _growing),
     "freezeout": Arm(
         "the depth grows; each block's learning rate falls to 0 before it rests",
-        lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps),
+        _growing,
         anneals=True,
     ),
     "open": Arm(
         "starts truncated, opens downwards",
-        lambda plan: Schedule(_DEPTHS, 0, 0, plan.steps),
+        lambda plan: Schedule(_DEEPEST, 0.0, 0, plan.steps),
         gated_warmup=False,
     ),
     "drift": Arm(
@@ -156,8 +163,8 @@ ARMS: Mapping[str, Arm] = {
     "near-all": _near("near everywhere, always", UpperBlocks(share=1.0)),
     "freeze-low": Arm("the lowest quarter is never trained", lambda plan: Freeze(share=0.25), gated_warmup=False),
     "open-low": Arm(
-        "starts with the lowest three blocks truncated, opens downwards",
-        lambda plan: Schedule(3, 0, 0, plan.steps),
+        "starts with the lowest three eighths truncated, opens downwards",
+        lambda plan: Schedule(0.375, 0.0, 0, plan.steps),
         gated_warmup=False,
     ),
     "best-rate": Arm(
@@ -176,12 +183,12 @@ ARMS: Mapping[str, Arm] = {
     ),
     "grow-multirate": Arm(
         "the depth grows over the run; what lies below is trained in each 4th step",
-        lambda plan: Schedule(0, _DEPTHS, plan.warmup, plan.steps),
+        _growing,
         probe_every=4,
     ),
     "grow-quantile": Arm(
         "the depth grows over the run; above it each site rests in a quarter of the steps",
-        lambda plan: Either((Schedule(0, _DEPTHS, plan.warmup, plan.steps), Quantile(share=0.25, window=32))),
+        lambda plan: Either((_growing(plan), Quantile(share=0.25, window=32))),
         decision="current",
     ),
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import skiplora_fx
+from skiplora_fx.policy import Schedule
 
 from .arms import Arm, Plan
 from .settings import Settings
@@ -85,7 +86,8 @@ class Trainer:
         )
         if arm.micro == 1:
             skiplora_fx.attach(gated, optimizer)
-        ends = [steps if block is None else options["policy"].trained_until(block) for block in groups]
+        blocks = len(groups) - (None in groups)
+        ends = [steps if block is None else trained_until(options["policy"], block, blocks) for block in groups]
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimizer, [partial(_rate, warmup=plan.warmup, end=end) for end in ends]
         )
@@ -190,6 +192,11 @@ def _rate(step: int, warmup: int, end: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return max(end - step, 0) / (end - warmup)
+
+
+def trained_until(policy: Schedule, block: int, blocks: int) -> int:
+    """Return the step at which a depth that grows reaches a block, and it is trained no more."""
+    return next((step for step in range(policy.steps) if policy.depth(step, blocks) > block), policy.steps)
 
 
 def block_number(name: str) -> int | None:

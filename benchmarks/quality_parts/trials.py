@@ -11,56 +11,23 @@ from skiplora_fx.policy.wrappers import Wrapper
 
 
 @dataclass(eq=False)
-class Schedule(Policy):
-    """The number of lowest blocks that rest moves from one value to another, over the run.
-
-    Attributes:
-        first: blocks that rest at the start.
-        last: blocks that rest at the end.
-        begin: step at which it begins to move.
-        steps: of the run.
-    """
-
-    needs_history = False
-    first: int = 0
-    last: int = 0
-    begin: int = 0
-    steps: int = 1
-
-    def decide(self, observation: Observation) -> list[float]:
-        """Shut the blocks below the depth that the schedule has reached."""
-        done = min(max(observation.step - self.begin, 0) / max(self.steps - self.begin, 1), 1.0)
-        moved = min(math.floor(done * self._stages()), self._stages() - 1)
-        depth = self.first + (moved if self.last > self.first else -moved)
-        return observation.with_blocks([block >= depth for block in range(len(observation.blocks()))])
-
-    def trained_until(self, block: int) -> int:
-        """Return the step at which a depth that grows reaches ``block``, and it is trained no more."""
-        if block >= self.last:
-            return self.steps
-        return math.ceil(self.begin + (self.steps - self.begin) * (block - self.first + 1) / self._stages())
-
-    def _stages(self) -> int:
-        return abs(self.last - self.first) + 1
-
-
-@dataclass(eq=False)
 class Stairs(Policy):
     """Backwards take turns in how deep they go.
 
     With a step for each backward of several micro-batches, lower blocks see fewer rows of a batch, and no fewer steps.
 
     Attributes:
-        depths: blocks that rest in each of as many backwards in turn.
+        depths: share of the blocks that rest in each of as many backwards in turn, rounded down.
     """
 
     needs_history = False
-    depths: Sequence[int] = (0,)
+    depths: Sequence[float] = (0.0,)
 
     def decide(self, observation: Observation) -> list[float]:
         """Shut the blocks below the depth whose turn it is."""
-        depth = self.depths[observation.step % len(self.depths)]
-        return observation.with_blocks([block >= depth for block in range(len(observation.blocks()))])
+        blocks = len(observation.blocks())
+        depth = math.floor(self.depths[observation.step % len(self.depths)] * blocks)
+        return observation.with_blocks([block >= depth for block in range(blocks)])
 
 
 @dataclass(eq=False)

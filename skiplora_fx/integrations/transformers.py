@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import statistics
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..config import SkipLoraConfig
 from ..errors import ConfigError, UsageError
 from ..live import sites
 from ..live_site import SiteState
+from ..policy import with_steps
 from ..step_log import StepLog
 
 
@@ -35,6 +37,7 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     smallest, median and largest ratio; and, where it is measured, ``skiplora/grad_norm``, the norm of the last step's
     gradients, after clipping, over the adapters that were open.
 
+    A policy given by name whose schedule goes by the length of the run, and has not been told, is told the Trainer's.
     What a policy has to remember is saved with each checkpoint, in ``trainer_state.json``, and a run that is resumed
     from one decides as the other would have.
 
@@ -50,7 +53,8 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, *, dynamic: bool | None = None, log: str | Path | None = None, **options: Any) -> None:
-        SkipLoraConfig.from_options(options)  # what is wrong should show here, not at the first step
+        # What is wrong should show here, not at the first step. The Trainer's steps are not known yet.
+        SkipLoraConfig.from_options(_with_steps(options, sys.maxsize))
         self.options = options
         self._dynamic = dynamic
         self._log = StepLog(log).path if log is not None else None
@@ -74,7 +78,9 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         model = kwargs["model"]
         self._go_first()
         _check(self, model, args)
-        model.compile(backend="skiplora", dynamic=self._dynamic, options=self.options)
+        options = _with_steps(self.options, state.max_steps)
+        SkipLoraConfig.from_options(options)
+        model.compile(backend="skiplora", dynamic=self._dynamic, options=options)
         self._detach()
         self._attachment = attach(model, kwargs["optimizer"], log=self._log if state.is_world_process_zero else None)
         saved = self._saved_in(state)
@@ -133,6 +139,14 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         if self._attachment is not None:
             self._attachment.remove()
             self._attachment = None
+
+
+def _with_steps(options: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the backend's options, with the length of the run for a policy that goes by it."""
+    given = options.get("policy_kwargs", {})
+    if "policy" not in options or not isinstance(given, Mapping):
+        return dict(options)
+    return {**options, "policy_kwargs": with_steps(options["policy"], given, steps)}
 
 
 def _source(state: TrainerState) -> str:

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from .base import OPEN, SHUT, Costs, Observation, Policy, SiteHistory, needs, site_id
 from .budget import Budget
 from .by_block import CyclicBlocks, RandomBlocks
-from .by_prefix import Freeze, Multirate, Prefix, Progressive
+from .by_prefix import Freeze, Multirate, Prefix, Progressive, Schedule
 from .by_threshold import Quantile, Threshold
 from .wrappers import MinActive, Only, Probe, WarmUp
 
@@ -32,12 +32,14 @@ __all__ = [
     "Progressive",
     "Quantile",
     "RandomBlocks",
+    "Schedule",
     "SiteHistory",
     "Threshold",
     "WarmUp",
     "make_policy",
     "needs",
     "site_id",
+    "with_steps",
 ]
 
 POLICIES: Mapping[str, type[Policy]] = {
@@ -47,6 +49,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     "budget": Budget,
     "progressive": Progressive,
     "multirate": Multirate,
+    "schedule": Schedule,
     "random": RandomBlocks,
     "cyclic": CyclicBlocks,
     "freeze": Freeze,
@@ -79,11 +82,27 @@ def make_policy(policy: object, options: Mapping[str, Any]) -> Any:
     return policy
 
 
+def with_steps(policy: object, options: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return a policy's options, completed by the length of the run where the policy wants it and has not been told.
+
+    Args:
+        policy: as for :func:`make_policy`; only one that is given by name is completed.
+        options: the policy's own.
+        steps: optimizer steps of the run.
+    """
+    wants = isinstance(policy, str) and "steps" in _options_of(POLICIES.get(policy, Policy))
+    return {"steps": steps, **options} if wants else dict(options)
+
+
+def _options_of(policy: type[Policy]) -> list[str]:
+    return list(inspect.signature(policy).parameters)
+
+
 def _by_name(name: str, options: Mapping[str, Any]) -> Policy:
     if name not in POLICIES:
         raise ConfigError(f"policy must be one of {', '.join(map(repr, POLICIES))}, or an object, got {name!r}")
     made = POLICIES[name]
-    known = list(inspect.signature(made).parameters)
+    known = _options_of(made)
     for option in options:
         if option not in known:
             raise ConfigError(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..errors import ConfigError
 from .base import Observation, Policy
 from .checks import check_count, check_positive, check_share
 
@@ -56,6 +57,52 @@ class Multirate(Policy):
         """Open everything in one step of ``every``, else shut the lower blocks."""
         resting = self.share if observation.step % self.every else 0.0
         return observation.with_blocks(_above(len(observation.blocks()), resting))
+
+
+@dataclass(eq=False)
+class Schedule(Policy):
+    """The depth follows a schedule: the share of blocks that rest moves from one value to another over the run.
+
+    Growing, it is the schedule of FreezeOut (Brock et al. 2017) without its learning rates: lower blocks learn first,
+    and are never trained again once the depth has reached them. A depth that shrinks opens downwards.
+
+    Attributes:
+        first: share of the blocks that rest at first, rounded down, from 0 to 1.
+        last: the same at the end. The depth moves by one block at a time, and stays as long at each, the first
+            and the last included.
+        begin: the step from which on it moves.
+        steps: optimizer steps of the run. ``SkipLoraCallback`` fills in the Trainer's where a policy is given by name.
+    """
+
+    needs_history = False
+    first: float = 0.0
+    last: float = 0.875
+    begin: int = 0
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_share(self, first=self.first, last=self.last)
+        check_count(self, 0, begin=self.begin, steps=self.steps)
+        if not self.steps:
+            raise ConfigError(
+                "policy Schedule: give steps, the number of optimizer steps of the run, as the depth moves over all of "
+                "it. SkipLoraCallback fills in the Trainer's, if the policy is given by name."
+            )
+        if self.begin >= self.steps:
+            raise ConfigError(f"policy Schedule: begin must lie before steps={self.steps}, got {self.begin}")
+
+    def decide(self, observation: Observation) -> list[float]:
+        """Shut the blocks below the depth that the schedule has reached."""
+        blocks = len(observation.blocks())
+        depth = self.depth(observation.step, blocks)
+        return observation.with_blocks([block >= depth for block in range(blocks)])
+
+    def depth(self, step: int, blocks: int) -> int:
+        """Return how many of ``blocks`` blocks rest in a step."""
+        first, last = math.floor(self.first * blocks), math.floor(self.last * blocks)
+        stages = abs(last - first) + 1
+        stage = min(max(step - self.begin, 0) * stages // (self.steps - self.begin), stages - 1)
+        return first + (stage if last > first else -stage)
 
 
 @dataclass(eq=False)

@@ -43,6 +43,7 @@ POLICIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("prefix", {"share": 0.7}),
     ("budget", {"target": 0.5, "every": 1}),
     ("progressive", {"window": 1, "bound": 10.0}),
+    ("schedule", {"first": 0.5, "last": 1.0, "steps": 4}),
     ("multirate", {"share": 0.5, "every": 2}),
     ("random", {"rate": 0.5}),
     ("cyclic", {"share": 0.5}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sights import observed, shut
 
-from skiplora_fx.policy import Freeze, Multirate, Prefix, Progressive
+from skiplora_fx.policy import Freeze, Multirate, Prefix, Progressive, Schedule
 
 
 def is_prefix(marks: str) -> bool:
@@ -36,6 +37,34 @@ def test_multirate_opens_the_lower_part_every_kth_step() -> None:
         "##......",
         "........",
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "depths"),
+    [
+        (0.0, 0.75, [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 3]),
+        (0.75, 0.0, [3, 3, 3, 3, 2, 2, 1, 1, 0, 0, 0]),
+        (0.25, 0.99, [1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]),  # rounded down, stages as equal as whole steps allow
+        (0.5, 0.5, [2] * 11),
+    ],
+)
+def test_a_schedule_moves_by_equal_stages(first: float, last: float, depths: list[int]) -> None:
+    policy = Schedule(first, last, begin=2, steps=10)
+    marks = [shut(policy.decide(observed(step, [1.0] * 4, each=2))) for step in range(11)]
+    assert all(map(is_prefix, marks))
+    assert [mark.count("#") for mark in marks] == [2 * depth for depth in depths]
+
+
+@given(st.integers(1, 40), st.integers(1, 300), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_a_schedule_goes_block_by_block_from_the_first_to_the_last(
+    blocks: int, steps: int, first: float, last: float
+) -> None:
+    policy = Schedule(first, last, steps=steps)
+    depths = [policy.depth(step, blocks) for step in range(steps + 1)]
+    assert (depths[0], depths[-1]) == (int(first * blocks), int(last * blocks))
+    assert depths == sorted(depths, reverse=last < first)
+    if steps > blocks:
+        assert all(abs(after - before) <= 1 for before, after in itertools.pairwise(depths))
 
 
 @given(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=12), st.floats(0.0, 1.0), st.floats(0.001, 0.5))
