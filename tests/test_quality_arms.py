@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from quality_parts.arms import ARMS, Arm
@@ -9,6 +11,7 @@ from quality_parts.timing import MOST_MASKS, Sample, chosen_masks, summary
 from quality_parts.training import Drift, Run, Trainer, _rate, block_number, trained_until
 from quality_parts.trials import Stairs
 from quality_task import SETTINGS, tiny_task
+from torch import Tensor
 
 from skiplora_fx.policy import Freeze, Observation, Schedule, SiteHistory
 
@@ -92,6 +95,23 @@ def test_what_is_frozen_does_not_move(trainer: Trainer) -> None:
         if "lora_B" in name and "query" in name
     }
     assert moved == {"0": False, "1": False, "2": False, "3": True, "4": True, "5": True}
+
+
+@pytest.mark.parametrize(("arm", "moves"), [("grow", False), ("grow-zeros", True)])
+def test_zeros_move_what_rests_by_its_moments(trainer: Trainer, arm: str, moves: bool) -> None:
+    task = trainer.task
+    lowest = next(weight for name, weight in task.loss.named_parameters() if ".layer.0." in name and "lora_B" in name)
+    seen: list[Tensor] = []
+
+    class Watch:
+        def before_step(self, *_: object) -> None: ...
+
+        def after_step(self) -> None:
+            seen.append(lowest.detach().clone())
+
+    trainer.run(arm, ARMS[arm], 1.0, seed=0, watches=[Watch()])
+    resting = seen[2:]  # from the third step on the depth is above the lowest block
+    assert [not torch.equal(before, after) for before, after in itertools.pairwise(resting)] == [moves] * 5
 
 
 def test_micro_batches_that_are_all_open_give_the_whole_batch(trainer: Trainer) -> None:

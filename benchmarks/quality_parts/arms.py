@@ -55,6 +55,8 @@ class Arm:
         gated_warmup: whether the gates are all open in the warm-up.
         anneals: whether each block's learning rate falls to 0 at the step at which a growing depth reaches it
             (FreezeOut, Brock et al. 2017); of an arm whose policy is a :class:`Schedule`.
+        zeros: whether what rests in a step has zeros for a gradient, with which AdamW goes on by its moments, and not
+            none; the backend's ``skipped_grad``.
         drift: share of their last mean update by which parameters move in a step in which they rest.
         threshold: τ; None for that of the settings.
     """
@@ -66,6 +68,7 @@ class Arm:
     probe_every: int = 0
     micro: int = 1
     gated_warmup: bool = True
+    zeros: bool = False
     drift: float = 0.0
     anneals: bool = False
     threshold: float | None = None
@@ -129,6 +132,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "stairs": Arm("4 micro-batches to 4 depths", lambda plan: Stairs(depths=(0.0, 0.34, 0.5, _DEEPEST)), micro=4),
     "grow": Arm("the depth grows over the run", _growing),
+    "grow-zeros": Arm("the same; what rests has zeros for a gradient, not none", _growing, zeros=True),
     "freezeout": Arm(
         "the depth grows; each block's learning rate falls to 0 before it rests",
         _growing,
@@ -138,6 +142,11 @@ ARMS: Mapping[str, Arm] = {
         "starts truncated, opens downwards",
         lambda plan: Schedule(_DEEPEST, 0.0, 0, plan.steps),
         gated_warmup=False,
+    ),
+    "multirate-zeros": Arm(
+        "the lower half in each 4th step; what rests has zeros for a gradient, not none",
+        lambda plan: Multirate(share=0.5, every=4),
+        zeros=True,
     ),
     "drift": Arm(
         "multirate; what rests moves on by half of its mean update",

@@ -108,6 +108,8 @@ class Trainer:
                 masks.add(mask_of(mask))
             if arm.micro > 1:
                 _scale(task.loss, [site.name for site in sites], opened, arm.micro)
+            if arm.zeros:
+                _fill_with_zeros(task.trained())
             drift.before_step()
             for watch in watches:
                 watch.before_step([site.ratio for site in sites], batch)
@@ -215,6 +217,13 @@ def _by_block(model: nn.Module) -> dict[int | None, list[nn.Parameter]]:
 
 def _parts(batch: Rows, parts: int) -> list[Rows]:
     return list(zip(*(column.chunk(parts) for column in batch), strict=True))
+
+
+def _fill_with_zeros(parameters: Sequence[nn.Parameter]) -> None:
+    """Give what has no gradient one of zeros."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _scale(model: nn.Module, names: Sequence[str], opened: Sequence[int], parts: int) -> None:
