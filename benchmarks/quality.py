@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from quality_parts.arms import ARMS
+from quality_parts.options import parse, parser_of
 from quality_parts.report import report
-from quality_parts.settings import Settings, add_settings, settings_of
+from quality_parts.settings import Settings, settings_of
 from quality_parts.store import Store
 from quality_parts.tasks import TASKS
 from quality_parts.timing import time_masks
@@ -60,22 +60,13 @@ def missing(args: argparse.Namespace, store: Store) -> Iterator[tuple[str, float
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "quality", "mrpc", PHASES)
     add: Callable[..., Any] = parser.add_argument
-    add("--task", choices=TASKS, default="mrpc", help="what is learnt (default: %(default)s)")
-    add("--data", type=Path, help="the folder of the task's data; to train or time")
-    add("--model_name", help="a pre-trained model: a folder, or a name on the Hub; to train or time")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="ways to train (default: all)")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
     add("--lengths", nargs="+", type=float, default=[1.0], help="of the runs, as shares of --steps (default: 1)")
     add("--full_lengths", nargs="+", type=float, default=[0.5, 0.75, 1.0], help="those of full LoRA")
-    add("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="(default: all)")
     add("--rounds", type=int, default=8, help="timed rounds (default: %(default)s)")
-    add("--threads", type=int, default=1, help="(default: %(default)s)")
-    results = Path(__file__).parent / "results" / "quality"
-    add("--results", type=Path, default=results, help="the folder of results (default: %(default)s)")
-    add_settings(parser, Settings)
-    return parser.parse_args()
+    return parse(parser, Settings)
 
 
 if __name__ == "__main__":

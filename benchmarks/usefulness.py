@@ -13,13 +13,11 @@ A run that is in the folder of results is not made again. ``--phases`` chooses a
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from quality_parts.settings import Settings, add_settings, settings_of
+from quality_parts.options import parse, parser_of
+from quality_parts.settings import Settings, settings_of
 from quality_parts.store import Store
 from quality_parts.tasks import TASKS
 from quality_parts.training import Trainer
@@ -65,18 +63,7 @@ def _watched(store: Store) -> set[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add: Callable[..., Any] = parser.add_argument
-    add("--task", choices=TASKS, default="instruct", help="what is learnt (default: %(default)s)")
-    add("--data", type=Path, help="the folder of the task's data; to watch")
-    add("--model_name", help="a pre-trained model: a folder, or a name on the Hub; to watch")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
-    add("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="(default: all)")
-    add("--threads", type=int, default=1, help="(default: %(default)s)")
-    results = Path(__file__).parent / "results" / "usefulness"
-    add("--results", type=Path, default=results, help="the folder of results (default: %(default)s)")
-    add_settings(parser, Watched)
-    return parser.parse_args()
+    return parse(parser_of(__doc__, "usefulness", "instruct", PHASES), Watched)
 
 
 if __name__ == "__main__":

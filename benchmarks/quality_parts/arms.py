@@ -153,6 +153,17 @@ ARMS: Mapping[str, Arm] = {
         lambda plan: Multirate(share=0.5, every=4),
         drift=0.5,
     ),
+    "drift-little": Arm(
+        "multirate; what rests moves on by a quarter of its mean update",
+        lambda plan: Multirate(share=0.5, every=4),
+        drift=0.25,
+    ),
+    "drift-2": Arm(
+        "the lower half in every other step; what rests moves on by half of its mean update",
+        lambda plan: Multirate(share=0.5, every=2),
+        drift=0.5,
+    ),
+    "multirate-2": Arm("the lower half in every other step", lambda plan: Multirate(share=0.5, every=2)),
     "threshold-0.7": Arm(
         "M < 0.7, adapters", lambda plan: Threshold(), decision="current", probe_every=20, threshold=0.7
     ),
