@@ -28,7 +28,7 @@ from speed_parts.arguments import add_shape, described, parse
 from speed_parts.masks import shut_sites
 from speed_parts.models import build, sites_of
 from speed_parts.rows import write_report
-from speed_parts.runners import Runner, force, frozen, gated
+from speed_parts.runners import VARIANTS, Runner, force, frozen, gated
 from tabulate import tabulate
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -70,7 +70,7 @@ def measure(model: PeftModel, batch: dict[str, Tensor], sites: list[str], args: 
     rows = [Row(mask, names[mask], peak, 1.0, names[mask]) for mask, peak in references.items()]
     for decision in args.decisions:
         for mask, peak in peaks_of_gated(model, batch, masks, decision, args).items():
-            rows.append(Row(mask, f"skiplora, {decision}", peak, peak / references[mask], names[mask]))
+            rows.append(Row(mask, f"{args.variant}, {decision}", peak, peak / references[mask], names[mask]))
     return sorted(rows, key=lambda row: args.masks.index(row.skipped))
 
 
@@ -85,7 +85,7 @@ def peaks_of_gated(
 ) -> dict[str, int]:
     """Return the peak of this backend's step under each mask, bytes."""
     torch.compiler.reset()
-    runner = gated("skiplora", model, batch, args, {"decision": decision})
+    runner = gated("skiplora", model, batch, args, {**VARIANTS[args.variant], "decision": decision})
     runner.step()
     peaks = {}
     for mask, shut in masks.items():
@@ -133,6 +133,7 @@ def _arguments() -> argparse.Namespace:
     add: Callable[..., Any] = parser.add_argument
     add("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="what is skipped (default: both)")
     add("--decisions", nargs="+", choices=DECISIONS, default=list(DECISIONS), help="when it is decided (default: both)")
+    add("--variant", choices=VARIANTS, default="skiplora", help="of this backend (default: %(default)s)")
     add("--json", metavar="FILE", help="write the figures and arguments there")
     return parse(parser)
 

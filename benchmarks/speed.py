@@ -7,7 +7,7 @@ Compares, in one process and in interleaved rounds, the forward and the backward
     inductor        torch.compile as it is: the oracle where nothing is skipped
     eager detach    no compiler, ``.detach()`` behind a Python ``if``: what a user would write
     eager           no compiler, nothing skipped
-    skiplora merged this backend with merge_siblings=True
+    skiplora merged, skiplora outlined    this backend with merge_siblings=True, with outline_layers=True
 
 under masks such as: nothing skipped, the lower half of the layers skipped, a random 60 % of the adapters skipped.
 Prints a table of medians, and writes it to a JSON file if asked, with every sample. Ratios are taken within a round, so
@@ -29,12 +29,12 @@ from speed_parts.arguments import add_shape, described, parse
 from speed_parts.masks import MASKS, shut_sites
 from speed_parts.models import build, sites_of
 from speed_parts.rows import HEADERS, Row, cells, machine, rows, write_report
-from speed_parts.runners import Runner, Sample, detached, eager, force, frozen, gated
+from speed_parts.runners import VARIANTS, Runner, Sample, detached, eager, force, frozen, gated
 from tabulate import tabulate
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
-ARMS = ("skiplora", "skiplora merged", "oracle", "inductor", "eager detach", "eager")
+ARMS = (*VARIANTS, "oracle", "inductor", "eager detach", "eager")
 USUAL_ARMS = ("skiplora", "oracle", "eager detach")
 USUAL_MASKS = ("nothing", "lower half", "random 60 %")
 
@@ -82,7 +82,7 @@ class Bench:
     def _runners(self, shut: set[str]) -> Iterator[Runner]:
         """Yield what runs under a mask, compiled and warm."""
         arms = self._args.arms
-        for arm in ("skiplora", "skiplora merged"):
+        for arm in VARIANTS:
             if arm in arms:
                 yield self._gated(arm, shut)
         has_backward = len(shut) < len(self._names)
@@ -96,8 +96,7 @@ class Bench:
             yield self._keep("eager", lambda: eager(self._model, self._batch))
 
     def _gated(self, arm: str, shut: set[str]) -> Runner:
-        options = {"merge_siblings": arm == "skiplora merged"}
-        runner = self._keep(arm, lambda: gated(arm, self._model, self._batch, self._args, options))
+        runner = self._keep(arm, lambda: gated(arm, self._model, self._batch, self._args, VARIANTS[arm]))
         force(runner, shut)
         runner.step()
         return runner

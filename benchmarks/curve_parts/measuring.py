@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from memory import settled_peak
+from speed_parts.clock import Seconds, cpu_seconds
 from speed_parts.masks import shut_sites
 from speed_parts.models import build, sites_of
 from speed_parts.rows import machine
@@ -18,14 +18,6 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 ARMS = ("inductor", "skiplora", "skiplora, lower half shut", "oracle")
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """What a step took, by the clock and of the CPU: the latter leaves out what other processes did meanwhile."""
-
-    wall: float
-    cpu: float
 
 
 @dataclass(frozen=True)
@@ -47,9 +39,9 @@ class Arm:
     def step(self) -> None:
         """Run a step and keep what it took."""
         self.prepare()
-        before = _cpu_seconds()
+        before = cpu_seconds()
         sample = self.runner.step()
-        self.steps.append(Seconds(sample.forward + sample.backward, _cpu_seconds() - before))
+        self.steps.append(Seconds(sample.forward + sample.backward, cpu_seconds() - before))
 
 
 class BranchCounter(CustomGraphPass):
@@ -110,9 +102,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _started(runner: Runner, args: argparse.Namespace) -> Arm:
-    before = _cpu_seconds()
+    before = cpu_seconds()
     runner.warm_up(1)
-    first = Seconds(runner.compile_s or 0.0, _cpu_seconds() - before)
+    first = Seconds(runner.compile_s or 0.0, cpu_seconds() - before)
     for _ in range(args.warmup - 1):
         runner.step()
     return Arm(runner, first)
@@ -125,12 +117,6 @@ def _told(arm: Arm, args: argparse.Namespace) -> dict[str, Any]:
         "peak": settled_peak(arm.runner, args.device),
         "steps": {"wall": [step.wall for step in arm.steps], "cpu": [step.cpu for step in arm.steps]},
     }
-
-
-def _cpu_seconds() -> float:
-    """Return the CPU's seconds of this process and of those that it waited for, such as the C++ compiler."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _compile_one_layer(args: argparse.Namespace) -> None:

@@ -18,6 +18,13 @@ import skiplora_fx
 
 from .models import sites_of, with_own_adapters
 
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "skiplora": {},
+    "skiplora merged": {"merge_siblings": True},
+    "skiplora outlined": {"outline_layers": True},
+}
+"""This backend's arms: the options in which each differs from the first."""
+
 
 @dataclass(frozen=True)
 class Sample:
