@@ -36,15 +36,15 @@ def with_hooks(
     """Return Inductor's options with the pipeline before whatever passes the user put in the same places."""
     # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
     gates = pipeline.gated and pipeline.gated.gates
-    key = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
+    key: str | None = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
+    if pipeline.counts or DEBUG_DIR in os.environ:
+        key = None  # what comes from a cache runs no pass
     in_python = not writes_other_than_python(inductor)
     reorders = any(_option(inductor, name) for name in _REORDERS if is_inductor_option(name))
     hooks = {
         "joint_custom_pre_pass": _Hook(failures.noting("fold_gates", pipeline.rewrite_joint), key),
         "post_grad_custom_pre_pass": _Hook(failures.noting("predicate_backward", _rewriting_backward(pipeline)), key),
     }
-    if pipeline.counts or DEBUG_DIR in os.environ:
-        inductor = {**inductor, "force_disable_caches": True}  # what comes from a cache runs no pass
     last: list[_Hook] = []
     hooked = {name: _in_a_row(inductor, name, before=[hook]) for name, hook in hooks.items()}
     if pipeline.releases and in_python and not reorders:
@@ -84,10 +84,11 @@ class _Hook(CustomGraphPass):
 
     Args:
         rewrite: edits a graph in place.
-        key: what the result depends on beside the graph and :data:`_SOURCES`, for Inductor's caches.
+        key: what the result depends on beside the graph and :data:`_SOURCES`, for Inductor's caches; None keeps the
+            graph out of them. Kernels are found again all the same.
     """
 
-    def __init__(self, rewrite: Callable[[fx.Graph], None], key: str) -> None:
+    def __init__(self, rewrite: Callable[[fx.Graph], None], key: str | None) -> None:
         self._rewrite = rewrite
         self._key = key
 
@@ -95,7 +96,7 @@ class _Hook(CustomGraphPass):
         self._rewrite(graph)
 
     def uuid(self) -> Any:
-        return get_hash_for_files(_SOURCES, extra=self._key)
+        return None if self._key is None else get_hash_for_files(_SOURCES, extra=self._key)
 
 
 class _Partitioner(CustomPartitionerFn):
@@ -108,7 +109,7 @@ class _Partitioner(CustomPartitionerFn):
     """
 
     def __init__(
-        self, theirs: CustomPartitionerFn | None, rewrite: Callable[[fx.Graph, fx.Graph, int], None], key: str
+        self, theirs: CustomPartitionerFn | None, rewrite: Callable[[fx.Graph, fx.Graph, int], None], key: str | None
     ) -> None:
         self._theirs = theirs
         self._rewrite = rewrite
@@ -124,7 +125,9 @@ class _Partitioner(CustomPartitionerFn):
         return forward, backward
 
     def uuid(self) -> Any:
-        """Return a key made of the user's as well, or None, which keeps a graph out of the caches, if that has none."""
+        """Return a key made of the user's as well, or None, which keeps a graph out of the caches, if one has none."""
+        if self._key is None:
+            return None
         theirs = None if self._theirs is None else self._theirs.uuid()
         own = get_hash_for_files(_SOURCES, extra=self._key)
         return None if self._theirs is not None and theirs is None else (own, theirs)

@@ -16,6 +16,7 @@ from step_logs import written
 
 from skiplora_fx.cli import main
 
+pytestmark = pytest.mark.xdist_group("cli_diff")  # all tests read what two processes wrote
 SHELL = [sys.executable, "-W", "ignore", "-m", "skiplora_fx.cli", "diff"]
 SMALL = ["--r", "2", "--length", "8", "--layers", "1"]
 

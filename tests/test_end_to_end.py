@@ -148,9 +148,14 @@ def _named(name: str) -> Callable[[str], str]:
 OTHERS = [(name, scope) for name in CASES for scope in ("adapter", "layer") if (name, scope) not in COMPILED]
 
 
+def _on_one_worker(param: tuple[str, str], *marks: pytest.MarkDecorator) -> Any:
+    """Return a parameter whose tests run where its pair is, which another worker would compile again."""
+    return pytest.param(param, marks=[pytest.mark.xdist_group(f"end to end: {', '.join(param)}"), *marks])
+
+
 @pytest.fixture(
     scope="module",
-    params=[*COMPILED, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)],
+    params=[*map(_on_one_worker, COMPILED), *(_on_one_worker(other, pytest.mark.slow) for other in OTHERS)],
     ids=lambda param: f"{param[0]}, {param[1]} scope",
 )
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:

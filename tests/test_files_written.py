@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("files_written")  # all tests look at one run
 NAMED = ["again.html", "again.json", "debug", "log.jsonl", "page.html", "picture.png", "snapshot.json"]
 
 

@@ -8,7 +8,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from two_layers import compiled, step
+import torch
+from torch._inductor.utils import fresh_cache
+from two_layers import compiled, skipped, step
 
 import skiplora_fx
 from skiplora_fx import passes
@@ -44,3 +46,17 @@ def test_what_changes_a_graph_is_in_the_key(monkeypatch: pytest.MonkeyPatch, tmp
     changing = {file for file in seen.files if Path(file).name not in ONLOOKERS}
     assert {"fold_gates.py", "predicate_backward.py", "inductor_hooks.py"} <= {Path(file).name for file in changing}
     assert changing <= set(_SOURCES)
+
+
+def test_costs_are_counted_anew_and_kernels_are_found_again(tmp_path: Path) -> None:
+    """Costs come from the passes, which do not run for a graph from a cache; a kernel is the same in any case."""
+    kernels = []
+    with fresh_cache(dir=str(tmp_path), delete=False):
+        for _ in range(2):
+            torch.compiler.reset()
+            model = compiled(policy="budget", policy_kwargs={"target": 0.5, "every": 1})
+            for _ in range(3):
+                step(model)
+            assert any(skipped(model)), "without costs a budget shuts nothing"
+            kernels.append(sorted(tmp_path.rglob("*.so")))
+    assert kernels[0] == kernels[1] != []

@@ -55,6 +55,9 @@ def check(gated: nn.Module, eager: nn.Module, mask: oracle.Mask, owner: nn.Modul
     assert {site.name: not site.skipped for site in skiplora_fx.sites(gated)} == mask
 
 
+looks_at_pair = pytest.mark.xdist_group("input_scope")  # another worker would compile it again
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[nn.Module, nn.Module]]:
     eager = llama(models.QV)
@@ -65,6 +68,7 @@ def pair() -> Iterator[tuple[nn.Module, nn.Module]]:
     torch.compiler.reset()
 
 
+@looks_at_pair
 def test_gradients_of_compiled_code_under_every_mask(pair: tuple[nn.Module, nn.Module]) -> None:
     eager, gated = pair
     names = list(oracle.adapted_layers(eager))
@@ -91,6 +95,7 @@ def test_gradients_where_each_block_is_compiled_by_itself() -> None:
         check(gated, eager, mask)
 
 
+@looks_at_pair
 @pytest.mark.parametrize("chosen", [("q_proj",), ("q_proj", "v_proj")], ids=str)
 def test_a_shut_gate_runs_two_products_fewer(pair: tuple[nn.Module, nn.Module], chosen: tuple[str, ...]) -> None:
     """Those of W and of A, in the upper layer: the lower one reads what wants no gradient."""

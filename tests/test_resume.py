@@ -79,7 +79,12 @@ def change_state(checkpoint: Path, change: Callable[[dict[str, Any]], Any]) -> N
     file.write_text(json.dumps(state))
 
 
-@pytest.fixture(scope="module", params=OPTIONS, ids=lambda name: name.split(",")[0])
+@pytest.fixture(
+    scope="module",
+    # Its two tests run where it is: another worker would train it again.
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"resume: {name}")) for name in OPTIONS],
+    ids=lambda name: name.split(",")[0],
+)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return options, the folder of an uninterrupted run that saved half-way, what it decided, and what it learnt."""
     directory = tmp_path_factory.mktemp("whole")

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import skiplora_fx
 from skiplora_fx.integrations.transformers import SkipLoraCallback
 
+pytestmark = pytest.mark.xdist_group("training")  # most tests look at one run
 SHARES_COMPILED = True
 STEPS, ACCUMULATED, WARMUP = 6, 2, 3
 

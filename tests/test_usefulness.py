@@ -32,6 +32,8 @@ from usefulness_parts.report import report
 from usefulness_parts.site_statistics import Statistics
 from usefulness_parts.watching import Watcher, watched
 
+pytestmark = pytest.mark.xdist_group("usefulness")  # most tests look at one run
+
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 import skiplora_fx
 
 SHARES_COMPILED = True
-LAYERS = 4
+LAYERS, SCOPES = 4, ("adapter", "layer")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkl::_mkl_linear")
 ATTENTION = ("aten::_scaled_dot_product_flash_attention_for_cpu_backward",)
 
@@ -51,7 +51,11 @@ def eager() -> nn.Module:
     return models.with_lora(models.llama(LAYERS)).train()
 
 
-@pytest.fixture(scope="module", params=["adapter", "layer"])
+@pytest.fixture(
+    scope="module",
+    # Its tests run where it is: another worker would compile it again.
+    params=[pytest.param(scope, marks=pytest.mark.xdist_group(f"work not done: {scope}")) for scope in SCOPES],
+)
 def gated(request: pytest.FixtureRequest, eager: nn.Module) -> Iterator[nn.Module]:
     model = copy.deepcopy(eager)
     options = {"scope": request.param, "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}

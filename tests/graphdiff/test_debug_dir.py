@@ -98,7 +98,7 @@ def test_nobody_pays_who_has_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_diffs_are_left_for_tlparse(tmp_path: Path) -> None:
     script = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import two_layers as t; t.step(t.compiled())"
-    environment = {**os.environ, "TORCH_TRACE": str(tmp_path), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    environment = {**os.environ, "TORCH_TRACE": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
     (log,) = tmp_path.iterdir()
     names = re.findall(r'"name": "(skiplora_diff_\w+)"', log.read_text())
