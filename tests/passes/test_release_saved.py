@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -12,11 +13,13 @@ import models
 import oracle
 import pytest
 import torch
-from aten import gate, trace
+from aten import gate, masks, trace
+from lora_modules import WIDE, peft
 from memory import peak_of
 from torch import Tensor, fx, nn
 
 import skiplora_fx
+from skiplora_fx._torch_compat import CustomPartitionerFn, dynamo_counters, min_cut_partition
 from skiplora_fx.errors import InternalError, UsageError
 from skiplora_fx.gate import EVALUATE_CONDITIONS, LET_GO
 from skiplora_fx.passes import find_regions, liveness, release_saved
@@ -31,19 +34,19 @@ SITES = 2
 hold = torch.ops.skiplora.hold
 
 
-def forward_of(function: Callable[..., Any], x: Tensor = X) -> fx.Graph:
+def forward_of(function: Callable[..., Any], x: Tensor = X, mode: str = "fake") -> fx.Graph:
     """Return a forward of a matrix and a weight: the user's output, what is saved, and last the decisions."""
 
     def forward(thresholds: Tensor, x: Tensor, w: Tensor) -> Any:
         return *function(x, w), hold(thresholds)
 
-    return trace(forward, torch.zeros(SITES), x, W).graph
+    return trace(forward, torch.zeros(SITES), x, W, mode=mode).graph
 
 
 def backward_of(forward: fx.Graph, function: Callable[..., Any]) -> fx.Graph:
     """Return a backward of the decisions, the tangent, and what is saved, which is called as it is in the forward."""
     _, *saved, opens = forward.output_node().args[0]
-    values = [torch.empty(node.meta["val"].shape) for node in saved]
+    values = [torch.empty([int(size) for size in node.meta["val"].shape]) for node in saved]
     graph = trace(function, torch.ones(SITES, dtype=torch.bool), X, *values).graph
     first, _, *others = graph.find_nodes(op="placeholder")
     for placeholder, node in zip([first, *others], [opens, *saved], strict=True):
@@ -139,6 +142,18 @@ def test_decisions_are_taken_first_and_memory_goes_behind_its_last_reader() -> N
 
     graph, _ = released_in(forward)
     assert order_in(graph) == ["hold", "evaluate", "sin", "exp", "mm", "cos", "mm_1", "let_go_1", "let_go", "tanh"]
+
+
+def test_sizes_that_vary_are_left_out() -> None:
+    graph = forward_of(lambda x, w: (x.mm(w), x.sin(), torch.ones(4, 8).mul(2.0)), mode="symbolic")
+
+    def backward(opens: Tensor, grad: Tensor, sin: Tensor, fixed: Tensor) -> Any:
+        return gate(grad, opens, 0).mm(sin), gate(grad, opens, 1).mm(fixed)
+
+    assert isinstance(graph.output_node().args[0][1].meta["val"].shape[0], torch.SymInt)
+    assert release_saved(graph, backward_of(graph, backward), 1, SITES) is not None
+    (call,) = graph.find_nodes(op="call_function", target=LET_GO)
+    assert ([value.name for value in call.args[0]], call.args[4]) == (["sin", "mul"], 4 * 8 * 4)
 
 
 def test_the_calls_are_few() -> None:
@@ -305,6 +320,16 @@ def test_others_keep_what_one_lets_go() -> None:
     assert other.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
 
+def test_what_stands_in_is_as_large_as_it_has_to_be() -> None:
+    """Sizes that are known only when a graph runs are in no plan."""
+    small, large = torch.empty(4), torch.empty(MIB, dtype=torch.uint8)
+    for value in (small, large):
+        let_storage_go(value, 16)
+    assert large.untyped_storage().nbytes() >= MIB
+    assert large.fill_(1).sum() == MIB
+    assert small.untyped_storage().data_ptr() != large.untyped_storage().data_ptr()
+
+
 def test_what_stands_in_is_one_and_goes_with_the_last_that_has_it() -> None:
     def run() -> None:
         values = [torch.empty(MIB, dtype=torch.uint8) for _ in range(4)]
@@ -355,8 +380,115 @@ def test_no_gradient_sees_what_stands_in(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
 
 
+class ThreeLinears(nn.Module):
+    """Two of one input, and one of their product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(WIDE, WIDE) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.third(self.first(x).relu() * self.second(x))
+
+
+SITES_OF_THREE = ["first", "second", "third"]
+
+
+class Exact:
+    """A small model under the backend, and the same one eager."""
+
+    def __init__(
+        self, poisoned: torch.UntypedStorage, scope: str = "adapter", dtype: Any = torch.float32, dropout: float = 0.0
+    ) -> None:
+        torch.manual_seed(0)
+        self.eager = peft(ThreeLinears(), SITES_OF_THREE, lora_dropout=dropout).to(dtype)
+        self.compiled = copy.deepcopy(self.eager)
+        self._scope, self._dtype, self._poisoned = scope, dtype, poisoned
+
+    def compile(self, dynamic: bool | None = None, **options: Any) -> None:
+        options = {**AT_ONCE, "scope": self._scope, "threshold": 0.0, **options}
+        self.compiled.compile(backend="skiplora", dynamic=dynamic, options=options)
+
+    def check(self, rows: int = 48, tolerance: float = 1e-5) -> None:
+        """Compare the gradients under every mask; ``tolerance`` is relative to the largest of each gradient."""
+        x = torch.randn(rows, WIDE, generator=torch.Generator().manual_seed(rows)).to(self._dtype)
+        self._run(self.compiled, x)
+        for opens in masks(3):
+            mask = {site.name: open for site, open in zip(skiplora_fx.sites(self.compiled), opens, strict=True)}
+            for name, open in mask.items():
+                skiplora_fx.set_threshold(self.compiled, 0.0 if open else math.inf, sites=name)
+            self._run(self.compiled, x)
+            found, stands_in = self._run(self.compiled, x)
+            if len(set(opens)) == 1:  # some may leave nothing: what siblings share is read while one is open
+                assert stands_in is not opens[0]
+            with oracle.detached(self.eager, self._scope, mask):
+                wanted, _ = self._run(self.eager, x)
+            for name, want in wanted.items():
+                torch.testing.assert_close(found[name], want, rtol=0, atol=tolerance * max(float(want.abs().max()), 1))
+
+    def _run(self, model: nn.Module, x: Tensor) -> tuple[oracle.Gradients, bool]:
+        """Return the gradients of a step, and whether something stands in for what the forward has saved."""
+        torch.manual_seed(1)
+        output = model(x)
+        saved = getattr(output.grad_fn, "saved_tensors", ())
+        stands_in = self._poisoned.data_ptr() in [value.untyped_storage().data_ptr() for value in saved]
+        return oracle.gradients(model, output.square().mean), stands_in
+
+
+def test_with_dropout(poisoned: torch.UntypedStorage) -> None:
+    pair = Exact(poisoned, dropout=0.5)
+    pair.compile(fallback_random=True)  # so that Inductor draws what eager does
+    pair.check()
+
+
+def test_in_bfloat16(poisoned: torch.UntypedStorage) -> None:
+    pair = Exact(poisoned, "layer", dtype=torch.bfloat16)
+    pair.compile()
+    pair.check(tolerance=5e-2)
+
+
+def test_with_siblings_merged(poisoned: torch.UntypedStorage) -> None:
+    pair = Exact(poisoned)
+    pair.compile(merge_siblings=True)
+    pair.check()
+
+
+def test_with_sizes_that_vary(poisoned: torch.UntypedStorage) -> None:
+    pair = Exact(poisoned)
+    pair.compile(dynamic=True)
+    before = dynamo_counters["stats"]["unique_graphs"]
+    pair.check(48)
+    pair.check(96)
+    assert dynamo_counters["stats"]["unique_graphs"] == before + 1
+
+
+class Counting(CustomPartitionerFn):
+    """A user's own partitioner, which counts what it has cut."""
+
+    def __init__(self) -> None:
+        self.cut = 0
+
+    def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:
+        self.cut += 1
+        return min_cut_partition(gm, joint_inputs, **options)
+
+    def uuid(self) -> None:
+        return None  # keeps the graph out of the caches
+
+
+def test_with_the_users_own_partitioner(poisoned: torch.UntypedStorage) -> None:
+    pair, theirs = Exact(poisoned), Counting()
+    pair.compile(custom_partitioner_fn=theirs)
+    pair.check()
+    assert theirs.cut == 1
+
+
 @pytest.mark.parametrize("hooks", [nullcontext, torch.autograd.graph.save_on_cpu])
-def test_a_graph_that_is_kept_and_hooks_on_what_is_saved(hooks: Any, poisoned: torch.UntypedStorage) -> None:
+def test_a_graph_that_is_kept_and_hooks_on_what_is_saved(
+    hooks: Any, poisoned: torch.UntypedStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Of a backward from Inductor's caches torch may believe that it overwrites what is saved, and refuses the second.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, batch = build(), models.tokens(2, 16)
     model.compile(backend="skiplora", options={**AT_ONCE, "threshold": {"*.layers.0.*": math.inf, "*": 0.0}})
     once = [oracle.gradients(model, lambda: loss_of(model, batch)) for _ in range(2)][1]
