@@ -14,6 +14,7 @@ from aten import trace
 from torch import Tensor, fx, nn
 from torch._inductor.utils import run_and_get_code
 
+from skiplora_fx import passes
 from skiplora_fx._torch_compat import INVOKE_SUBGRAPH
 from skiplora_fx.passes import find_layers, outline_layers
 
@@ -70,6 +71,25 @@ def test_what_mutates_stays_outside() -> None:
         return x
 
     assert not find_layers(trace(mutating, X, WEIGHT, torch.zeros(4, 4)).graph)
+
+
+@pytest.mark.parametrize("name", ["find_layers", "outline_layers"])
+def test_a_graph_on_which_it_fails_is_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, failed = getattr(passes, name), []
+
+    def failing_at_its_end(*args: Any) -> None:
+        done(*args)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(passes, name, failing_at_its_end)
+    run = layers(last=3.0)
+    gm = trace(run, X, WEIGHT)
+    before = [node.target for node in gm.graph.nodes]
+    passes.Pipeline("adapter", on_failure=lambda *failure: failed.append(failure)).outline(gm.graph)
+    gm.recompile()
+    assert [(name, type(error)) for name, error in failed] == [("outline_layers", ZeroDivisionError)]
+    assert ([node.target for node in gm.graph.nodes], functions(gm)) == (before, 0)
+    torch.testing.assert_close(gm(X, WEIGHT), run(X, WEIGHT))
 
 
 class TestThroughInductor:

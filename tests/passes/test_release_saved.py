@@ -435,24 +435,28 @@ class Exact:
         return oracle.gradients(model, output.square().mean), stands_in
 
 
+@pytest.mark.slow
 def test_with_dropout(poisoned: torch.UntypedStorage) -> None:
     pair = Exact(poisoned, dropout=0.5)
     pair.compile(fallback_random=True)  # so that Inductor draws what eager does
     pair.check()
 
 
+@pytest.mark.slow
 def test_in_bfloat16(poisoned: torch.UntypedStorage) -> None:
     pair = Exact(poisoned, "layer", dtype=torch.bfloat16)
     pair.compile()
     pair.check(tolerance=5e-2)
 
 
+@pytest.mark.slow
 def test_with_siblings_merged(poisoned: torch.UntypedStorage) -> None:
     pair = Exact(poisoned)
     pair.compile(merge_siblings=True)
     pair.check()
 
 
+@pytest.mark.slow
 def test_with_sizes_that_vary(poisoned: torch.UntypedStorage) -> None:
     pair = Exact(poisoned)
     pair.compile(dynamic=True)
