@@ -112,6 +112,23 @@ class TestThroughInductor:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("model", "tolerance"),
+        [
+            pytest.param({"targets": models.ALL_LINEAR}, 1e-4, id="all linears"),
+            pytest.param({"dtype": torch.bfloat16}, 5e-2, id="bfloat16"),
+        ],
+    )
+    def test_other_models(self, model: dict[str, Any], tolerance: float) -> None:
+        options = {"scope": "layer", "threshold": {"*layers.2*": math.inf, "*": 0.0}}
+        code, found = gradients(**model, outline_layers=True, **options)
+        _, wanted = gradients(**model, **options)
+        assert calls(code) >= 3
+        for name, want in wanted.items():
+            assert want is not None
+            torch.testing.assert_close(found[name], want, rtol=0, atol=tolerance * max(float(want.abs().max()), 1e-2))
+
+    @pytest.mark.slow
     def test_random_numbers_differ_from_layer_to_layer_as_without(self) -> None:
         code, found = gradients(dropout=0.5, threshold=0.0, outline_layers=True)
         _, wanted = gradients(dropout=0.5, threshold=0.0)
@@ -123,11 +140,16 @@ def calls(code: list[str]) -> int:
     return sum(len(re.findall(r"= \w*skiplora_layer_\d+\(", text)) for text in code)
 
 
-def gradients(dropout: float = 0.0, **options: Any) -> tuple[list[str], Mapping[str, Tensor | None]]:
+def gradients(
+    targets: Any = models.QV,
+    dtype: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[list[str], Mapping[str, Tensor | None]]:
     """Compile and run one step; return what Inductor wrote, and the gradients."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model: nn.Module = models.with_lora(models.llama(5), dropout=dropout).train()
+    model: nn.Module = models.with_lora(models.llama(5), targets, dropout=dropout).to(dtype).train()
     batch = models.tokens()
     model.compile(backend="skiplora", options={"warmup_steps": 0, "probe_every": 0, "strict": True, **options})
 
