@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._inductor.utils import run_and_get_code
 
 from skiplora_fx import passes
-from skiplora_fx._torch_compat import INVOKE_SUBGRAPH
+from skiplora_fx._torch_compat import INVOKE_SUBGRAPH, dynamo_counters
 from skiplora_fx.passes import find_layers, outline_layers
 
 X, WEIGHT = torch.randn(4, 4), torch.randn(4, 4)
@@ -127,6 +127,15 @@ class TestThroughInductor:
         for name, want in wanted.items():
             assert want is not None
             torch.testing.assert_close(found[name], want, rtol=0, atol=tolerance * max(float(want.abs().max()), 1e-2))
+
+    @pytest.mark.slow
+    def test_a_compile_from_caches_has_them_too(self) -> None:
+        code, found = gradients(outline_layers=True, threshold=0.0)
+        hits = dynamo_counters["aot_autograd"]["autograd_cache_hit"]
+        again, from_cache = gradients(outline_layers=True, threshold=0.0)
+        assert calls(again) == calls(code) >= 3
+        assert dynamo_counters["aot_autograd"]["autograd_cache_hit"] > hits
+        torch.testing.assert_close(from_cache, found, rtol=0, atol=0)
 
     @pytest.mark.slow
     def test_random_numbers_differ_from_layer_to_layer_as_without(self) -> None:
