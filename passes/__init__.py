@@ -208,9 +208,20 @@ class Pipeline:
             self.on_failure("release_saved", error)
 
     def settle_forward(self, graph: fx.Graph) -> None:
-        """Put what gives memory back where it belongs after Inductor's passes; any other graph is left as it is."""
-        if self.released is not None:
-            settle_released(graph, self.released)
+        """Put what gives memory back where it belongs after Inductor's passes; any other graph is left as it is.
+
+        If that fails nothing is given back.
+        """
+        if self.released is None:
+            return
+        try:
+            with kept_whole(graph):
+                settle_released(graph, self.released)
+        except Exception as error:
+            self.released = None
+            for call in graph.find_nodes(op="call_function", target=LET_GO):
+                graph.erase_node(call)
+            self.on_failure("release_saved", error)
 
     def rewrite_backward(self, graph: fx.Graph) -> None:
         """Predicate a backward graph; any other graph, one that ``apply`` has gated too, is left as it is.

@@ -79,12 +79,17 @@ def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, sites: in
     values = _worth_it(_values(forward, backward, outputs, analysis.conditions, read))
     if not values:
         return None
-    conditions = list(dict.fromkeys(value.read for value in values))
-    numbers = {value.base: conditions.index(value.read) for value in values}
-    which = {place: numbers[base_of(node)] for place, node in _saved(forward, outputs) if base_of(node) in numbers}
-    _write(forward, outputs, _decisions(forward, backward), values, conditions)
-    names = {node.name: conditions[which[place]] for place, node in _saved(forward, outputs) if place in which}
-    return Released(analysis.conditions, names, which)
+    kept = {value.base: value.read for value in values}
+    numbers = {condition: number for number, condition in enumerate(dict.fromkeys(kept.values()))}
+    _write(forward, outputs, _decisions(forward, backward), values, numbers)
+    given = [
+        (place, node.name, kept[base_of(node)]) for place, node in _saved(forward, outputs) if base_of(node) in kept
+    ]
+    return Released(
+        analysis.conditions,
+        {name: condition for _, name, condition in given},
+        {place: numbers[condition] for place, _, condition in given},
+    )
 
 
 def check_released(graph: fx.Graph, released: Released, analysis: Liveness, found: Regions) -> None:
@@ -164,19 +169,19 @@ def _worth_it(values: Iterator[_Value]) -> list[_Value]:
 
 
 def _write(
-    graph: fx.Graph, outputs: int, decisions: fx.Node, values: Sequence[_Value], conditions: Sequence[Condition]
+    graph: fx.Graph, outputs: int, decisions: fx.Node, values: Sequence[_Value], numbers: Mapping[Condition, int]
 ) -> None:
     _first_of_all(decisions)
-    table, roots = flatten(conditions)
+    table, roots = flatten(list(numbers))
     with graph.inserting_after(decisions):
         evaluated = graph.call_function(EVALUATE_CONDITIONS, (decisions, table, roots))
     with decisions.meta["val"].fake_mode:
-        evaluated.meta["val"] = torch.empty(len(conditions), dtype=torch.bool, device="cpu")
+        evaluated.meta["val"] = torch.empty(len(numbers), dtype=torch.bool, device="cpu")
     order = {node: place for place, node in enumerate(graph.nodes)}
     largest = max(value.size for value in values)
     for group in _groups(sorted(values, key=lambda value: order[value.last])):
         last = max((evaluated, group[-1].last), key=order.__getitem__)
-        which = [conditions.index(value.read) for value in group]
+        which = [numbers[value.read] for value in group]
         following = _next_product(graph, last, order, outputs)
         with graph.inserting_after(*(following or [last])):
             bases = [value.base for value in group]

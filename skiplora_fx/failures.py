@@ -33,6 +33,7 @@ class Failures:
         self._strict = strict
         self._report = report
         self._noted: tuple[str, Exception] | None = None
+        self._tolerated: set[tuple[str, str]] = set()
 
     @contextlib.contextmanager
     def noted(self, name: str) -> Iterator[None]:
@@ -53,10 +54,16 @@ class Failures:
         return noted
 
     def tolerate(self, name: str, error: Exception) -> None:
-        """Report what a graph can do without; raise it if failures are to be seen."""
+        """Report what a graph can do without; raise it if failures are to be seen.
+
+        What fails on the forward as on the backward is reported once.
+        """
         if self._strict:
             raise error
-        self._report(name, error)
+        failure = name, reason_of(error)
+        if failure not in self._tolerated:
+            self._tolerated.add(failure)
+            self._report(name, error)
 
     def fall_back(self) -> bool:
         """Return whether a pass has failed whose graph may be compiled without it, and report that."""

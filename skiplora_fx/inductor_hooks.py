@@ -50,7 +50,7 @@ def with_hooks(
     if pipeline.releases and in_python and not reorders:
         theirs = _option(inductor, "custom_partitioner_fn")
         hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
-        last.append(_Hook(failures.noting("release_saved", pipeline.settle_forward), key))
+        last.append(_Hook(pipeline.settle_forward, key))
     if config.outline_layers and in_python:
         last.append(_Hook(pipeline.outline, "outline_layers"))
     if last:

@@ -107,6 +107,34 @@ def test_what_is_left_out_is_left_out_without_what_comes_last(
     assert all(is_trained(model.upper))
 
 
+@pytest.mark.parametrize("sabotage", [lambda name: failing, failing_at_its_end], ids=["at once", "at its end"])
+@pytest.mark.parametrize("name", ["release_saved", "settle_released"])
+def test_a_forward_that_cannot_give_memory_back_keeps_it(
+    name: str, sabotage: Callable[[str], Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, name, sabotage(name))
+    model = compiled(policy="freeze", decision="previous")
+    with pytest.warns(FallbackWarning, match=r"release_saved failed .* is held until then"):
+        gradients(model, batch())
+    assert not any(is_trained(model.lower))
+    assert all(is_trained(model.upper))
+    assert [site.skipped for site in skiplora_fx.sites(model)] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["find_layers", "outline_layers"])
+def test_layers_that_cannot_be_outlined_are_told_of_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for the forward and once more for the backward."""
+    monkeypatch.setattr(passes, name, failing)
+    model = compiled(policy="freeze", outline_layers=True)
+    with pytest.warns(FallbackWarning) as caught:
+        gradients(model, batch())
+    (told,) = (str(warning.message) for warning in caught if warning.category is FallbackWarning)
+    assert "outline_layers failed" in told
+    assert "each layer is compiled for itself, which takes longer" in told
+    assert not any(is_trained(model.lower))
+    assert all(is_trained(model.upper))
+
+
 @pytest.mark.parametrize("name", FAILING)
 def test_strict_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, name, failing)

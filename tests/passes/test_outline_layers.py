@@ -14,7 +14,8 @@ from aten import trace
 from torch import Tensor, fx, nn
 from torch._inductor.utils import run_and_get_code
 
-from skiplora_fx._torch_compat import INVOKE_SUBGRAPH
+from skiplora_fx import passes
+from skiplora_fx._torch_compat import INVOKE_SUBGRAPH, dynamo_counters
 from skiplora_fx.passes import find_layers, outline_layers
 
 X, WEIGHT = torch.randn(4, 4), torch.randn(4, 4)
@@ -72,6 +73,25 @@ def test_what_mutates_stays_outside() -> None:
     assert not find_layers(trace(mutating, X, WEIGHT, torch.zeros(4, 4)).graph)
 
 
+@pytest.mark.parametrize("name", ["find_layers", "outline_layers"])
+def test_a_graph_on_which_it_fails_is_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, failed = getattr(passes, name), []
+
+    def failing_at_its_end(*args: Any) -> None:
+        done(*args)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(passes, name, failing_at_its_end)
+    run = layers(last=3.0)
+    gm = trace(run, X, WEIGHT)
+    before = [node.target for node in gm.graph.nodes]
+    passes.Pipeline("adapter", on_failure=lambda *failure: failed.append(failure)).outline(gm.graph)
+    gm.recompile()
+    assert [(name, type(error)) for name, error in failed] == [("outline_layers", ZeroDivisionError)]
+    assert ([node.target for node in gm.graph.nodes], functions(gm)) == (before, 0)
+    torch.testing.assert_close(gm(X, WEIGHT), run(X, WEIGHT))
+
+
 class TestThroughInductor:
     """PEFT Llamas of five layers."""
 
@@ -92,6 +112,32 @@ class TestThroughInductor:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("model", "tolerance"),
+        [
+            pytest.param({"targets": models.ALL_LINEAR}, 1e-4, id="all linears"),
+            pytest.param({"dtype": torch.bfloat16}, 5e-2, id="bfloat16"),
+        ],
+    )
+    def test_other_models(self, model: dict[str, Any], tolerance: float) -> None:
+        options = {"scope": "layer", "threshold": {"*layers.2*": math.inf, "*": 0.0}}
+        code, found = gradients(**model, outline_layers=True, **options)
+        _, wanted = gradients(**model, **options)
+        assert calls(code) >= 3
+        for name, want in wanted.items():
+            assert want is not None
+            torch.testing.assert_close(found[name], want, rtol=0, atol=tolerance * max(float(want.abs().max()), 1e-2))
+
+    @pytest.mark.slow
+    def test_a_compile_from_caches_has_them_too(self) -> None:
+        code, found = gradients(outline_layers=True, threshold=0.0)
+        hits = dynamo_counters["aot_autograd"]["autograd_cache_hit"]
+        again, from_cache = gradients(outline_layers=True, threshold=0.0)
+        assert calls(again) == calls(code) >= 3
+        assert dynamo_counters["aot_autograd"]["autograd_cache_hit"] > hits
+        torch.testing.assert_close(from_cache, found, rtol=0, atol=0)
+
+    @pytest.mark.slow
     def test_random_numbers_differ_from_layer_to_layer_as_without(self) -> None:
         code, found = gradients(dropout=0.5, threshold=0.0, outline_layers=True)
         _, wanted = gradients(dropout=0.5, threshold=0.0)
@@ -103,11 +149,16 @@ def calls(code: list[str]) -> int:
     return sum(len(re.findall(r"= \w*skiplora_layer_\d+\(", text)) for text in code)
 
 
-def gradients(dropout: float = 0.0, **options: Any) -> tuple[list[str], Mapping[str, Tensor | None]]:
+def gradients(
+    targets: Any = models.QV,
+    dtype: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[list[str], Mapping[str, Tensor | None]]:
     """Compile and run one step; return what Inductor wrote, and the gradients."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model: nn.Module = models.with_lora(models.llama(5), dropout=dropout).train()
+    model: nn.Module = models.with_lora(models.llama(5), targets, dropout=dropout).to(dtype).train()
     batch = models.tokens()
     model.compile(backend="skiplora", options={"warmup_steps": 0, "probe_every": 0, "strict": True, **options})
 
