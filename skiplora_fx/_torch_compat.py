@@ -320,11 +320,12 @@ def keep_output_strides(output: fx.Node) -> None:
 
 
 def donate_nothing() -> None:
-    """Have the backward that Inductor is compiling now overwrite none of its inputs.
+    """Have the backward of the graph that is being compiled overwrite none of its inputs.
 
     AOTAutograd tells Inductor by position which inputs of a backward nobody else reads. Inductor takes those positions
     for those of every subgraph's inputs as well, and a branch then overwrites what is still to be read: gradients are
-    wrong, without a word (pytorch#192840). To be dropped when no supported torch does so.
+    wrong, without a word (pytorch#192840). To be dropped when no supported torch does so. Before a backward with
+    ``retain_graph=True`` AOTAutograd looks at the same list, and refuses if there is anything in it.
     """
     context = TracingContext.try_get()
     if context is not None and context.fw_metadata is not None:

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ._torch_compat import compile_with_inductor, is_ddp_piece, mode_options, static_fake, traced_module, unwrapped
+from ._torch_compat import (
+    compile_with_inductor,
+    donate_nothing,
+    is_ddp_piece,
+    mode_options,
+    static_fake,
+    traced_module,
+    unwrapped,
+)
 from .config import SkipLoraConfig
 from .enclosing import outermost
 from .errors import ConfigError, UsageError
@@ -98,6 +106,7 @@ def _compile_gated(
     thresholds = static_fake(torch.zeros(len(slots), device=device), example_inputs)
     hooked = with_hooks(inductor, pipeline, config, failures)
     compiled = compile_with_inductor(pipeline.gated.gm, [*example_inputs, thresholds], hooked)
+    donate_nothing()  # of a backward that Inductor will find in its cache the hooks see nothing, and torch asks later
     return GatedGraph(compiled, slots, config, root, lambda: pipeline.flops)
 
 

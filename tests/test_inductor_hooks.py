@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_modules import batch
 from torch._inductor.utils import fresh_cache
 from two_layers import compiled, skipped, step
 
@@ -60,3 +61,23 @@ def test_costs_are_counted_anew_and_kernels_are_found_again(tmp_path: Path) -> N
             assert any(skipped(model)), "without costs a budget shuts nothing"
             kernels.append(sorted(tmp_path.rglob("*.so")))
     assert kernels[0] == kernels[1] != []
+
+
+def test_a_graph_can_be_kept_though_its_backward_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hooks do not run then, and torch refuses ``retain_graph`` where it believes that inputs are overwritten."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with torch._functorch.config.patch(enable_autograd_cache=False):  # which would find the whole, metadata and all
+        for _ in range(2):
+            torch.compiler.reset()
+            hits = torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"]
+            model, x = compiled(threshold=0.0), batch()
+            model(x).sum().backward()
+            trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+            once = [parameter.grad.clone() for parameter in trained]
+            model.zero_grad()
+            loss = model(x).sum()
+            loss.backward(retain_graph=True)
+            loss.backward()
+    assert torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"] >= hits + 2
+    for parameter, gradient in zip(trained, once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
