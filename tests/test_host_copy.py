@@ -119,11 +119,6 @@ def reentrant(model: nn.Module) -> None:
     checkpoint(model, batch().requires_grad_(), use_reentrant=True).sum().backward()
 
 
-def compiled_autograd(model: nn.Module) -> None:
-    with torch._dynamo.config.patch(compiled_autograd=True):
-        step(model)
-
-
 def held() -> nn.Module:
     return compiled(decision="previous")
 
@@ -137,7 +132,6 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], None], int]
     "a backward twice": (compiled, twice, 2),
     "checkpoints inside": (lambda: compiled(Checkpointed()), step, 1),
     "a reentrant checkpoint around": (compiled, reentrant, 1),
-    "compiled autograd": (compiled, compiled_autograd, 1),
 }
 
 

@@ -17,6 +17,7 @@ import torch
 from lora_modules import RANK, WIDE, Plain, batch, peft
 from peft import LoraConfig
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from usages import (
     NOTHING,
     OPENED,
@@ -365,11 +366,19 @@ def test_hooks_on_gradients() -> None:
 
 @usage(
     "compiled autograd",
-    'gated, gradients exact; with `decision="previous"` only with `disable_passes=["release_saved"]`, an error says',
+    "gated, gradients exact, but nothing is left out of the backward, which it compiles by itself; "
+    'with `decision="previous"` only with `disable_passes=["release_saved"]`, an error says',
 )
 def test_compiled_autograd() -> None:
-    with torch._dynamo.config.patch(compiled_autograd=True):
+    captured = torch._dynamo.utils.counters["compiled_autograd"]
+    before = captured["captures"]
+    with compiled_autograd._enable(torch.compile(backend="eager")):
         check(gated(two_layers()))
+        check(gated(two_layers(), options={"decision": "previous", "disable_passes": ["release_saved"]}))
+        refused = gated(two_layers(), options={"decision": "previous"})
+        with pytest.raises(skiplora_fx.UsageError, match="Compiled autograd does that"):
+            check(refused)
+    assert captured["captures"] > before
 
 
 @usage("`backward(retain_graph=True)`, and once more")
