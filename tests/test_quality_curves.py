@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from quality_parts.curves import Estimate, at_time, estimate, points, verdict
@@ -26,29 +27,69 @@ def test_nothing_is_said_outside_of_a_curve(time: float) -> None:
     assert math.isnan(at_time({0.5: 10.0, 1.0: 6.0}, time))
 
 
+FULL = [_run("full", length, seed, loss + seed) for seed in (0, 1, 2) for length, loss in ((0.5, 10.0), (1.0, 6.0))]
+TIMING = {"micro": {"step": 0.75, "backward": 0.6}}
+
+
 def test_an_arm_is_compared_seed_by_seed_at_equal_time() -> None:
-    full = [_run("full", length, seed, loss + seed) for seed in (0, 1) for length, loss in ((0.5, 10.0), (1.0, 6.0))]
-    runs = [*full, _run("micro", 1.0, 0, 7.0), _run("micro", 1.0, 1, 8.0)]
-    point = points(runs, {"micro": {"step": 0.75, "backward": 0.6}})[-1]
-    assert (point.arm, point.time, point.backward, point.seeds, point.shut) == ("micro", 0.75, 0.6, (0, 1), 0.25)
-    assert point.gains["loss"] == Estimate(-1.0, 0.0)
-    assert point.gains["accuracy"] == Estimate(1.0, 0.0)
+    runs = [*FULL, *(_run("micro", 1.0, seed, 7.0 + seed) for seed in (0, 1, 2))]
+    point = points(runs, TIMING)[-1]
+    assert (point.arm, point.time, point.backward, point.seeds, point.shut) == ("micro", 0.75, 0.6, (0, 1, 2), 0.25)
+    assert point.gains["loss"] == Estimate(-1.0, 0.0, 3)
+    assert point.gains["accuracy"] == Estimate(1.0, 0.0, 3)
+    assert point.beside_full["loss"] == Estimate(1.0, 0.0, 3)
+    assert point.verdict == "better"
+
+
+def test_nothing_is_said_of_an_arm_if_full_lora_lacks_one_of_its_seeds_there() -> None:
+    short = [run for run in FULL if (run.length, run.seed) != (0.5, 2)]
+    point = points([*short, *(_run("micro", 1.0, seed, 7.0) for seed in (0, 1, 2))], TIMING)[-1]
+    assert math.isnan(point.gains["loss"].mean)
+    assert point.beside_full["loss"].seeds == 3
+    assert point.verdict == "not known"
+
+
+def test_an_arm_that_shuts_nothing_gets_no_verdict() -> None:
+    runs = [replace(_run("micro", 1.0, seed, 99.0), masks=["11"], schedule=[0]) for seed in (0, 1, 2)]
+    assert points([*FULL, *runs], TIMING)[-1].verdict == "shuts nothing"
+
+
+@pytest.mark.parametrize(("loss", "said"), [(8.2, "open"), (8.3, "worse"), (7.8, "open"), (7.7, "better")])
+def test_a_verdict_holds_for_a_time_that_is_somewhat_wrong(loss: float, said: str) -> None:
+    """Full LoRA's loss is 8 at the arm's time, and falls by 0.24 in 0.03 of it."""
+    runs = [*FULL, *(_run("micro", 1.0, seed, loss + seed) for seed in (0, 1, 2))]
+    assert points(runs, TIMING)[-1].verdict == said
 
 
 def test_an_arm_that_was_not_timed_is_compared_with_nothing() -> None:
-    point = points([_run("full", 1.0, 0, 6.0), _run("micro", 1.0, 0, 7.0)], {})[-1]
+    point = points([*FULL, _run("micro", 1.0, 0, 7.0)], {})[-1]
     assert math.isnan(point.time)
     assert math.isnan(point.gains["loss"].mean)
+    assert point.verdict == "not known"
 
 
 def test_the_standard_error_is_that_of_the_mean() -> None:
-    assert estimate([1.0, 3.0, math.nan]) == Estimate(2.0, 1.0)
+    assert estimate([1.0, 3.0, math.nan]) == Estimate(2.0, 1.0, 2)
     assert math.isnan(estimate([1.0]).error)
 
 
+def test_the_interval_of_three_seeds_is_students() -> None:
+    low, high = Estimate(1.0, 0.1, 3).interval
+    assert (low, high) == (pytest.approx(1 - 0.4303, abs=1e-4), pytest.approx(1 + 0.4303, abs=1e-4))
+    assert all(map(math.isnan, Estimate(1.0, math.nan, 1).interval))
+
+
 @pytest.mark.parametrize(
-    ("gain", "said"),
-    [((-0.3, 0.1), "better"), ((0.3, 0.1), "worse"), ((-0.1, 0.1), "level"), ((-0.3, math.nan), "not known")],
+    ("mean", "error", "said"),
+    [
+        (-0.5, 0.1, "better"),
+        (-0.4, 0.1, "open"),  # four standard errors are not enough of three seeds
+        (0.5, 0.1, "worse"),
+        (0.01, 0.002, "worse"),  # little, and surely
+        (0.001, 0.002, "level"),
+        (0.0, 0.01, "open"),
+        (-0.3, math.nan, "not known"),
+    ],
 )
-def test_a_verdict_needs_two_standard_errors(gain: tuple[float, float], said: str) -> None:
-    assert verdict(Estimate(*gain)) == said
+def test_a_verdict_is_that_of_the_interval(mean: float, error: float, said: str) -> None:
+    assert verdict([Estimate(mean, error, 3)] * 3, loss=2.0) == said

@@ -9,7 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from .arms import ARMS
-from .curves import EXACT, SCORES, Estimate, Point, points, verdict
+from .curves import EXACT, SCORES, Estimate, Point, points
 from .store import Store
 
 _HEADERS = [
@@ -22,6 +22,8 @@ _HEADERS = [
     "time",
     "accuracy %",
     "test loss",
+    "accuracy, against full LoRA",
+    "loss, against full LoRA",
     "accuracy, against fewer steps",
     "loss, against fewer steps",
     "verdict by loss",
@@ -44,7 +46,6 @@ def report(store: Store) -> str:
 
 
 def _cells(point: Point) -> list[str]:
-    is_full = point.arm == "full"
     return [
         point.arm,
         ARMS[point.arm].what if point.arm in ARMS else "",
@@ -55,9 +56,11 @@ def _cells(point: Point) -> list[str]:
         f"{point.time:.2f}",
         said(point.scores["accuracy"], ".1f"),
         said(point.scores["loss"], ".3f"),
+        said(point.beside_full["accuracy"], "+.1f"),
+        said(point.beside_full["loss"], "+.3f"),
         said(point.gains["accuracy"], "+.1f"),
         said(point.gains["loss"], "+.3f"),
-        "" if is_full else verdict(point.gains["loss"]),
+        point.verdict,
     ]
 
 

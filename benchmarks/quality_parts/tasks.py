@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -61,12 +61,14 @@ class Task:
         loss: the model, with adapters on every linear of its repeated layers.
         train: rows to train on.
         test: rows to judge on.
+        finals: how many tokens at the end of each test row are its final answer; None of a task without.
     """
 
     name: str
     loss: Loss
     train: Rows
     test: Rows
+    finals: Tensor | None = None
 
     def reset(self, seed: int) -> None:
         """Give everything that trains its first values, drawn with ``seed``."""
@@ -94,22 +96,25 @@ class Task:
     def judge(self, size: int = 32) -> dict[str, float]:
         """Return ``accuracy``, in percent, and ``loss`` on the test rows; of a language model, of their tokens.
 
-        Of a language model also ``exact``, in percent: the rows whose every answer token is the likeliest one after
-        those before it, which are those that greedy decoding answers exactly.
+        Where rows have a final answer also ``exact``, in percent: those of which each of its tokens is the likeliest
+        after those before it, the reasoning of the true answer among them.
         """
-        right = exact = count = 0
+        right = count = 0
+        exact: list[bool] = []
         loss = 0.0
         for start in range(0, len(self.test[0]), size):
             ids, mask, labels = unpadded(tuple(column[start : start + size] for column in self.test))
             logits, wanted = self.loss.predictions(ids, mask, labels)
             hits = logits.argmax(-1) == wanted
             right += int(hits.sum())
-            if self.loss.causal:
-                exact += sum(bool(row.all()) for row in hits.split(_answer_lengths(labels)))
+            if self.finals is not None:
+                ends = self.finals[start : start + size].tolist()
+                rows = hits.split(_answer_lengths(labels))
+                exact += [bool(row[-end:].all()) for row, end in zip(rows, ends, strict=True)]
             loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
             count += len(wanted)
         scores = {"accuracy": 100 * right / count, "loss": loss / count}
-        return scores | ({"exact": 100 * exact / len(self.test[0])} if self.loss.causal else {})
+        return scores | ({"exact": 100 * sum(exact) / len(exact)} if exact else {})
 
 
 def unpadded(rows: Rows) -> Rows:
@@ -157,32 +162,53 @@ def instruct(folder: Path, model_name: str, settings: Settings) -> Task:
     """Return word problems to be answered in words, with a language model; a part of them is held out.
 
     Args:
-        folder: holds ``math_train.json``, a list of objects with ``instruction`` and ``output``.
+        folder: holds ``math_train.json``, a list of objects with ``instruction`` and ``output``. Only rows that fit
+            whole and end with "The answer is ..." are used; what is asked in a test row is not trained on.
         model_name: a name on the Hub, or a folder such as ``pretrain_llama.py`` writes.
-        settings: how rows are cut and what adapters are like.
+        settings: how long rows may be and what adapters are like.
+
+    Raises:
+        ValueError: too few rows fit.
     """
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     base = AutoModelForCausalLM.from_pretrained(model_name)
-    told = json.loads((folder / "math_train.json").read_text())
-    columns = _columns([_answered(tokenizer, row, settings.tokens) for row in told], tokenizer.eos_token_id, settings)
-    train = tuple(column[: -settings.test_rows] for column in columns)
-    test = tuple(column[-settings.test_rows :] for column in columns)
-    return Task("instruct", Loss(with_lora(base, TaskType.CAUSAL_LM, settings), causal=True), train, _by_length(test))
+    told = [_answered(tokenizer, row) for row in json.loads((folder / "math_train.json").read_text())]
+    whole = [row for row in told if row.final and len(row.question) + len(row.answer) <= settings.tokens]
+    test = sorted(whole[-settings.test_rows :], key=lambda row: len(row.question) + len(row.answer))
+    asked = {tuple(row.question) for row in test}
+    train = [row for row in whole[: -settings.test_rows] if tuple(row.question) not in asked]
+    if len(train) < settings.batch:
+        raise ValueError(f"{len(whole)} rows of math_train.json fit into --tokens {settings.tokens}: give more")
+    loss = Loss(with_lora(base, TaskType.CAUSAL_LM, settings), causal=True)
+    columns = (_columns(rows, tokenizer.eos_token_id, settings) for rows in (train, test))
+    return Task("instruct", loss, *columns, finals=torch.tensor([row.final for row in test]))
 
 
-def _answered(tokenizer: Any, row: dict[str, str], tokens: int) -> tuple[list[int], list[int]]:
-    """Return tokens of a question and its answer, and labels for the answer's. Of both the first ones are kept."""
-    question = tokenizer(row["instruction"])["input_ids"][: tokens // 2]
-    answer = [*tokenizer(row["output"])["input_ids"], tokenizer.eos_token_id][: tokens - len(question)]
-    return question + answer, [IGNORED] * len(question) + answer
+class Answered(NamedTuple):
+    """Tokens of a question and of its answer, the end included, and how many of them are the final answer."""
+
+    question: list[int]
+    answer: list[int]
+    final: int
 
 
-def _columns(rows: list[tuple[list[int], list[int]]], padding: int, settings: Settings) -> Rows:
+_FINAL = "The answer is"
+
+
+def _answered(tokenizer: Any, row: dict[str, str]) -> Answered:
+    reasoning, marked, final = row["output"].rpartition(_FINAL)
+    question, before, after = tokenizer([row["instruction"], reasoning + marked, final])["input_ids"]
+    after = [*after, tokenizer.eos_token_id]
+    return Answered(question, before + after, len(after) if marked else 0)
+
+
+def _columns(rows: Sequence[Answered], padding: int, settings: Settings) -> Rows:
     def column(values: list[list[int]], fill: int) -> Tensor:
         padded = [value + [fill] * (settings.tokens - len(value)) for value in values]
         return torch.tensor(padded, device=settings.device)
 
-    ids, labels = ([row[place] for row in rows] for place in (0, 1))
+    ids = [row.question + row.answer for row in rows]
+    labels = [[IGNORED] * len(row.question) + row.answer for row in rows]
     return column(ids, padding), column([[1] * len(row) for row in ids], 0), column(labels, IGNORED)
 
 
