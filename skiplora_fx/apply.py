@@ -26,7 +26,7 @@ from .passes.dataflow import value_of
 from .passes.inline_leaves import inline_leaves
 from .passes.insert_truncations import insert_truncations
 from .passes.parameters import Lifted
-from .policy import make_policy, needs
+from .policy import needs
 from .registry import learn_names
 from .site import Findings
 
@@ -68,7 +68,7 @@ def apply(graph_module: Any, *example_inputs: Any, **options: Any) -> fx.GraphMo
     lifted, inputs = _lifted(gm, example_inputs)
 
     original_output = _wrap_output(gm.graph)
-    counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
+    counts = needs(config.make_policy(), "costs")
     pipeline = Pipeline(config.scope, config.disable_passes, held=config.decision == "previous", counts=counts)
     findings = pipeline.rewrite_dynamo(gm, lifted)
     if pipeline.gated is None:

@@ -31,7 +31,7 @@ from .live import has_states
 from .live_site import Slot
 from .nothing_found import NoLoRAWarning, cut_apart, nothing_found
 from .passes import Pipeline
-from .policy import make_policy, needs
+from .policy import needs
 from .registry import learn_home, name_of
 from .reproducer import kinds_of
 from .runtime import GatedGraph, TrainingWithoutAutograd
@@ -87,7 +87,7 @@ def _compile_gated(
     inductor: dict[str, Any],
     failures: Failures,
 ) -> Callable[..., Any]:
-    counts = needs(make_policy(config.policy, config.policy_kwargs), "costs")
+    counts = needs(config.make_policy(), "costs")
     held = config.decision == "previous"
     pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
     pipeline.merges = config.merge_siblings

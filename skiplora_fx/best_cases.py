@@ -19,7 +19,7 @@ from .policy import (
     SiteHistory,
     Threshold,
     make_policy,
-    with_steps,
+    with_run,
 )
 
 _STEPS = 100
@@ -41,7 +41,7 @@ def best_cases(
     """
     if not sites:
         return {}
-    made = {name: make_policy(name, with_steps(name, options.get(name, {}), _STEPS)) for name in POLICIES}
+    made = {name: make_policy(name, with_run(name, options.get(name, {}), steps=_STEPS)) for name in POLICIES}
     return {name: share_left_out(_decisions(policy, sites, costs), costs) for name, policy in made.items()}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._torch_compat import is_inductor_option
 from .errors import ConfigError
-from .policy import make_policy
+from .policy import make_policy, with_run
 from .ranks import several
 from .visible import visible
 
@@ -111,7 +111,7 @@ class SkipLoraConfig:
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(self.policy_kwargs, Mapping):
             raise ConfigError(f"policy_kwargs must be a dict of options, got {self.policy_kwargs!r}")
-        make_policy(self.policy, self.policy_kwargs)  # what is wrong with it should show here
+        self.make_policy()  # what is wrong with it should show here
         for name in self.inductor:
             _check_inductor_key(name)
 
@@ -126,6 +126,10 @@ class SkipLoraConfig:
     def in_processes(self) -> SkipLoraConfig:
         """Return the options as they hold in this process: what several decide together holds for a step."""
         return replace(self, decision="previous") if self.sync == "mean" and several() else self
+
+    def make_policy(self) -> Any:
+        """Return the policy: a new one where it is given by name, told of the warm-up if it goes by that."""
+        return make_policy(self.policy, with_run(self.policy, self.policy_kwargs, begin=self.warmup_steps))
 
     def threshold_of(self, name: str) -> float:
         """Return τ of the site called ``name``."""

@@ -20,7 +20,7 @@ from .config import SkipLoraConfig
 from .errors import ConfigError, UsageError, reason_of
 from .live_site import LiveSite
 from .model_graphs import FlopsOf, ModelGraphs
-from .policy import OPEN, SHUT, MinActive, Observation, Only, Probe, SiteHistory, Threshold, WarmUp, make_policy, needs
+from .policy import OPEN, SHUT, MinActive, Observation, Only, Probe, SiteHistory, Threshold, WarmUp, needs
 from .policy.wrappers import Wrapper
 from .ranks import is_sharded, several
 from .saved_state import SavedController
@@ -41,7 +41,7 @@ class Controller:
 
     def __init__(self, config: SkipLoraConfig, flush: Callable[[], None], model: nn.Module | None = None) -> None:
         self.config = config
-        self.policy = make_policy(config.policy, config.policy_kwargs)
+        self.policy = config.make_policy()
         answering = _Answering(self.policy)
         self._said = _Said(Only(answering, config.only) if config.only else answering)
         self._asked = _wrapped(self._said, config)

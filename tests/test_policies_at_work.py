@@ -20,7 +20,7 @@ import skiplora_fx
 from skiplora_fx import ConfigError, UsageError
 from skiplora_fx._torch_compat import dynamo_counters
 from skiplora_fx.live import live_sites
-from skiplora_fx.policy import POLICIES, Observation, with_steps
+from skiplora_fx.policy import POLICIES, Observation, with_run
 
 
 class Recording:
@@ -347,7 +347,7 @@ def test_a_budget_under_apply_has_the_costs_that_the_backend_has(level: str) -> 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"threshold", "budget"}))
 def test_policies_under_apply(policy: str) -> None:
     model, x = Stack().train(), batch()
-    options = {"policy": policy, "policy_kwargs": with_steps(policy, {}, 3)}
+    options = {"policy": policy, "policy_kwargs": with_run(policy, {}, steps=3)}
     gated = skiplora_fx.apply(model, x, **options, warmup_steps=0, probe_every=0)
     for _ in range(3):
         gated(x).sum().backward()

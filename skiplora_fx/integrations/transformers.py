@@ -21,7 +21,7 @@ from ..config import SkipLoraConfig
 from ..errors import ConfigError, UsageError
 from ..live import sites
 from ..live_site import SiteState
-from ..policy import with_steps
+from ..policy import with_run
 from ..step_log import StepLog
 
 
@@ -146,7 +146,7 @@ def _with_steps(options: Mapping[str, Any], steps: int) -> dict[str, Any]:
     given = options.get("policy_kwargs", {})
     if "policy" not in options or not isinstance(given, Mapping):
         return dict(options)
-    return {**options, "policy_kwargs": with_steps(options["policy"], given, steps)}
+    return {**options, "policy_kwargs": with_run(options["policy"], given, steps=steps)}
 
 
 def _source(state: TrainerState) -> str:

@@ -39,7 +39,7 @@ __all__ = [
     "make_policy",
     "needs",
     "site_id",
-    "with_steps",
+    "with_run",
 ]
 
 POLICIES: Mapping[str, type[Policy]] = {
@@ -82,27 +82,23 @@ def make_policy(policy: object, options: Mapping[str, Any]) -> Any:
     return policy
 
 
-def with_steps(policy: object, options: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Return a policy's options, completed by the length of the run where the policy wants it and has not been told.
+def with_run(policy: object, options: Mapping[str, Any], **known: Any) -> dict[str, Any]:
+    """Return a policy's options, completed by what is known of the run, where it goes by that and was not told.
 
     Args:
         policy: as for :func:`make_policy`; only one that is given by name is completed.
         options: the policy's own.
-        steps: optimizer steps of the run.
+        known: what is known, by the names of :attr:`Policy.of_the_run`.
     """
-    wants = isinstance(policy, str) and "steps" in _options_of(POLICIES.get(policy, Policy))
-    return {"steps": steps, **options} if wants else dict(options)
-
-
-def _options_of(policy: type[Policy]) -> list[str]:
-    return list(inspect.signature(policy).parameters)
+    wanted = POLICIES[policy].of_the_run if isinstance(policy, str) and policy in POLICIES else ()
+    return {**{name: value for name, value in known.items() if name in wanted}, **options}
 
 
 def _by_name(name: str, options: Mapping[str, Any]) -> Policy:
     if name not in POLICIES:
         raise ConfigError(f"policy must be one of {', '.join(map(repr, POLICIES))}, or an object, got {name!r}")
     made = POLICIES[name]
-    known = _options_of(made)
+    known = list(inspect.signature(made).parameters)
     for option in options:
         if option not in known:
             raise ConfigError(

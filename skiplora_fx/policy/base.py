@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 OPEN, SHUT = 0.0, math.inf
 """The thresholds that keep a gate open, and shut, whatever its ratio is."""
@@ -129,6 +129,9 @@ class Policy:
     """Whether it looks at gradient norms."""
     needs_costs: bool = False
     """Whether it looks at costs. If so, Inductor's caches are off for its graphs, as they do not keep any."""
+    of_the_run: ClassVar[tuple[str, ...]] = ()
+    """Options that are filled in by who knows them, unless they are given: ``begin`` (the steps of the warm-up, by the
+    backend) and ``steps`` (the optimizer steps of the run, by a Trainer's callback)."""
 
     def decide(self, observation: Observation) -> Sequence[float]:
         """Return τ of each site for the next step: 0 keeps its gate open, ``inf`` shut, else M decides.

@@ -70,11 +70,12 @@ class Schedule(Policy):
         first: share of the blocks that rest at first, rounded down, from 0 to 1.
         last: the same at the end. The depth moves by one block at a time, and stays as long at each, the first
             and the last included.
-        begin: the step from which on it moves.
-        steps: optimizer steps of the run. ``SkipLoraCallback`` fills in the Trainer's where a policy is given by name.
+        begin: the step from which on it moves. Where the policy is given by name, the end of the warm-up.
+        steps: optimizer steps of the run. Where it is given by name, ``SkipLoraCallback`` fills in the Trainer's.
     """
 
     needs_history = False
+    of_the_run = ("begin", "steps")
     first: float = 0.0
     last: float = 0.875
     begin: int = 0
@@ -89,7 +90,10 @@ class Schedule(Policy):
                 "it. SkipLoraCallback fills in the Trainer's, if the policy is given by name."
             )
         if self.begin >= self.steps:
-            raise ConfigError(f"policy Schedule: begin must lie before steps={self.steps}, got {self.begin}")
+            raise ConfigError(
+                "policy Schedule: begin, which is the warm-up's end unless it is given, must lie before "
+                f"steps={self.steps}, got {self.begin}"
+            )
 
     def decide(self, observation: Observation) -> list[float]:
         """Shut the blocks below the depth that the schedule has reached."""

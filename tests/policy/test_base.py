@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sights import observed, shut
 
 from skiplora_fx import ConfigError, SkipLoraConfig
-from skiplora_fx.policy import POLICIES, Observation, Prefix, SiteHistory, make_policy, with_steps
+from skiplora_fx.policy import POLICIES, Observation, Prefix, SiteHistory, make_policy, with_run
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_adapters_of_one_layer_have_ids_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_name_makes_a_policy_that_decides(name: str) -> None:
-    policy = make_policy(name, with_steps(name, {}, 8))
+    policy = make_policy(name, with_run(name, {}, steps=8))
     for step in range(3):
         thresholds = policy.decide(observed(step))
         assert len(thresholds) == 8
@@ -57,7 +58,7 @@ def test_every_name_makes_a_policy_that_decides(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_no_site_is_no_trouble(name: str) -> None:
-    assert list(make_policy(name, with_steps(name, {}, 8)).decide(Observation(0, ()))) == []
+    assert list(make_policy(name, with_run(name, {}, steps=8)).decide(Observation(0, ()))) == []
 
 
 def test_options_reach_the_policy() -> None:
@@ -67,9 +68,19 @@ def test_options_reach_the_policy() -> None:
 
 
 def test_the_length_of_the_run_completes_what_was_not_said() -> None:
-    assert with_steps("schedule", {"last": 0.5}, 8) == {"last": 0.5, "steps": 8}
-    assert with_steps("schedule", {"steps": 3}, 8) == {"steps": 3}
-    assert with_steps("prefix", {}, 8) == with_steps(Own(), {}, 8) == with_steps("no policy", {}, 8) == {}
+    assert with_run("schedule", {"last": 0.5}, steps=8) == {"last": 0.5, "steps": 8}
+    assert with_run("schedule", {"steps": 3}, steps=8, begin=2) == {"steps": 3, "begin": 2}
+    assert [with_run(policy, {}, steps=8, begin=2) for policy in ("prefix", Own(), "no policy")] == [{}] * 3
+
+
+def test_a_schedule_begins_after_the_warm_up() -> None:
+    config = SkipLoraConfig(policy="schedule", policy_kwargs={"steps": 8}, warmup_steps=3)
+    assert config.make_policy().begin == 3
+    assert replace(config, policy_kwargs={"steps": 8, "begin": 1}).make_policy().begin == 1
+    with pytest.raises(
+        ConfigError, match="the warm-up's end unless it is given, must lie before steps=8"
+    ):
+        replace(config, warmup_steps=8)
 
 
 class Own:
@@ -101,7 +112,7 @@ def test_an_own_policy_is_taken_as_it_is() -> None:
         ("multirate", {"every": 2.5}, "policy Multirate: every must be a whole number >= 1, got 2.5"),
         ("schedule", {}, "policy Schedule: give steps, the number of optimizer steps of the run"),
         ("schedule", {"steps": -1}, "policy Schedule: steps must be a whole number >= 0, got -1"),
-        ("schedule", {"steps": 5, "begin": 5}, "policy Schedule: begin must lie before steps=5, got 5"),
+        ("schedule", {"steps": 5, "begin": 5}, "must lie before steps=5, got 5"),
         ("schedule", {"steps": 5, "last": 1.1}, "policy Schedule: last must be a number from 0 to 1, got 1.1"),
         ("progressive", {"bound": 0}, "policy Progressive: bound must be a number above 0, got 0"),
         ("progressive", {"deepest": 2}, "policy Progressive: deepest must be a number from 0 to 1, got 2"),
