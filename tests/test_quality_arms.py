@@ -7,8 +7,11 @@ import itertools
 import pytest
 import torch
 from quality_parts.arms import ARMS, Arm
+from quality_parts.rates import block_number, share_of_rate, trained_until
+from quality_parts.resting import Drift
+from quality_parts.run import Run
 from quality_parts.timing import MOST_MASKS, Sample, chosen_masks, summary
-from quality_parts.training import Drift, Run, Trainer, _rate, block_number, trained_until
+from quality_parts.training import Trainer
 from quality_parts.trials import Stairs
 from quality_task import SETTINGS, tiny_task
 from torch import Tensor
@@ -131,7 +134,7 @@ def test_a_block_is_trained_until_the_depth_reaches_it() -> None:
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.5), (1, 1.0), (2, 1.0), (4, 0.5), (6, 0.0), (7, 0.0)])
 def test_a_learning_rate_falls_to_nothing_at_its_end(step: int, share: float) -> None:
-    assert _rate(step, warmup=2, end=6) == share
+    assert share_of_rate(step, warmup=2, end=6) == share
 
 
 def test_stairs_take_turns() -> None:

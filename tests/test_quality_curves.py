@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from quality_parts.curves import Estimate, at_time, estimate, points, verdict
-from quality_parts.training import Run
+from quality_parts.run import Run
 
 
 def _run(arm: str, length: float, seed: int, loss: float) -> Run:

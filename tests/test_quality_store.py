@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from quality import missing
 from quality_parts.report import report
+from quality_parts.run import Run
 from quality_parts.store import SettingsError, Store
-from quality_parts.training import Run
 from quality_task import SETTINGS
 
 

@@ -212,4 +212,4 @@ ARMS: Mapping[str, Arm] = {
         decision="current",
     ),
 }
-"""Every arm, by name. From ``micro`` on they are trials."""
+"""Every arm, by name."""

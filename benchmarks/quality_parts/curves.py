@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
-from .training import Run
+from .run import Run
 
 SCORES = ("accuracy", "loss")
 """Those that every run has, and arms are compared by."""

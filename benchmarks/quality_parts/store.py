@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .run import Run
 from .settings import Settings
-from .training import Run
 
 
 class SettingsError(ValueError):

@@ -17,10 +17,10 @@ import skiplora_fx
 from skiplora_fx.config import scope_options
 
 from .arms import ARMS, Arm
+from .run import Run
 from .settings import Settings
 from .store import Store
 from .tasks import Rows, Task
-from .training import Run
 
 MOST_MASKS = 10
 """Of an arm with more different masks than this, so many are timed, evenly drawn from its schedule."""
@@ -90,6 +90,7 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: 
             runner.samples.setdefault(mask, []).append((runner.step(), reference.step()))
     medians = {key: median_ratio(runners[kind].samples[key[1]]) for key, kind in kinds.items()}
     full = [pair[1] for runner in runners.values() for pairs in runner.samples.values() for pair in pairs]
+    how = {"rounds": rounds, "threads": torch.get_num_threads(), "torch": torch.__version__}
     store.write(
         "timing",
         {
@@ -97,12 +98,9 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: 
                 "step_s": statistics.median(sample.step for sample in full),
                 "backward_s": statistics.median(sample.backward for sample in full),
             },
-            "rounds": rounds,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
             "arms": (store.read("timing") or {"arms": {}})["arms"]
             | {
-                arm: summary(weights, {mask: medians[arm, mask] for mask in weights}, ARMS[arm].micro)
+                arm: how | summary(weights, {mask: medians[arm, mask] for mask in weights}, ARMS[arm].micro)
                 for arm, weights in chosen.items()
             },
         },

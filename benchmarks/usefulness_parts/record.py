@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quality_parts.rates import block_number
 from quality_parts.tasks import Rows, Task
-from quality_parts.training import block_number
 
 import skiplora_fx
 

@@ -77,9 +77,7 @@ def test_a_schedule_begins_after_the_warm_up() -> None:
     config = SkipLoraConfig(policy="schedule", policy_kwargs={"steps": 8}, warmup_steps=3)
     assert config.make_policy().begin == 3
     assert replace(config, policy_kwargs={"steps": 8, "begin": 1}).make_policy().begin == 1
-    with pytest.raises(
-        ConfigError, match="the warm-up's end unless it is given, must lie before steps=8"
-    ):
+    with pytest.raises(ConfigError, match="the warm-up's end unless it is given, must lie before steps=8"):
         replace(config, warmup_steps=8)
 
 
