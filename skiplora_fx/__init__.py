@@ -1,4 +1,4 @@
-"""LoRA fine-tuning without the backward work that does not matter, as a torch.compile backend.
+"""LoRA fine-tuning that skips parts of the backward, as a torch.compile backend.
 
 ``model.compile(backend="skiplora", options={"threshold": 0.05})`` needs no import. What is here watches and
 steers a model compiled so.
