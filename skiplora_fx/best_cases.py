@@ -84,5 +84,5 @@ def _(policy: Progressive, sites: Sequence[SiteHistory], costs: Costs) -> list[l
     """Return the deepest that it goes."""
     observation = Observation(0, tuple(sites))
     blocks = len(observation.blocks())
-    deepest = observation.with_blocks([block >= int(policy.deepest * blocks) for block in range(blocks)])
+    deepest = observation.with_prefix(int(policy.deepest * blocks))
     return [[threshold != SHUT for threshold in deepest]]

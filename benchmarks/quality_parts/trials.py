@@ -25,9 +25,8 @@ class Stairs(Policy):
 
     def decide(self, observation: Observation) -> list[float]:
         """Shut the blocks below the depth whose turn it is."""
-        blocks = len(observation.blocks())
-        depth = math.floor(self.depths[observation.step % len(self.depths)] * blocks)
-        return observation.with_blocks([block >= depth for block in range(blocks)])
+        share = self.depths[observation.step % len(self.depths)]
+        return observation.with_prefix(math.floor(share * len(observation.blocks())))
 
 
 @dataclass(eq=False)

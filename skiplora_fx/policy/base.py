@@ -115,6 +115,10 @@ class Observation:
                 thresholds[position] = OPEN if is_open else SHUT
         return thresholds
 
+    def with_prefix(self, depth: int) -> list[float]:
+        """Return thresholds that shut the lowest ``depth`` blocks, and open all others."""
+        return self.with_blocks([block >= depth for block in range(len(self.blocks()))])
+
 
 class Policy:
     """Decides which gates may shut. Subclasses are dataclasses whose fields are their options.

@@ -33,7 +33,7 @@ class Freeze(Policy):
 
     def decide(self, observation: Observation) -> list[float]:
         """Shut the lowest blocks."""
-        return observation.with_blocks(_above(len(observation.blocks()), self.share))
+        return observation.with_prefix(_depth(observation, self.share))
 
 
 @dataclass(eq=False)
@@ -56,7 +56,7 @@ class Multirate(Policy):
     def decide(self, observation: Observation) -> list[float]:
         """Open everything in one step of ``every``, else shut the lower blocks."""
         resting = self.share if observation.step % self.every else 0.0
-        return observation.with_blocks(_above(len(observation.blocks()), resting))
+        return observation.with_prefix(_depth(observation, resting))
 
 
 @dataclass(eq=False)
@@ -97,9 +97,7 @@ class Schedule(Policy):
 
     def decide(self, observation: Observation) -> list[float]:
         """Shut the blocks below the depth that the schedule has reached."""
-        blocks = len(observation.blocks())
-        depth = self.depth(observation.step, blocks)
-        return observation.with_blocks([block >= depth for block in range(blocks)])
+        return observation.with_prefix(self.depth(observation.step, len(observation.blocks())))
 
     def depth(self, step: int, blocks: int) -> int:
         """Return how many of ``blocks`` blocks rest in a step."""
@@ -204,7 +202,7 @@ class Progressive(Policy):
         if observation.step > self._steps and not any(math.isnan(site.mean) for site in observation.sites):
             self._steps = observation.step
             self._count(self._last_ratios(observation))
-        return observation.with_blocks([block >= self._depth for block in range(len(observation.blocks()))])
+        return observation.with_prefix(self._depth)
 
     @staticmethod
     def _last_ratios(observation: Observation) -> list[float]:
@@ -255,6 +253,6 @@ def _change(now: float, before: float) -> float:
     return abs(now - before) / largest if largest else 0.0
 
 
-def _above(blocks: int, share: float) -> list[bool]:
-    """Return for each block whether it lies above the lowest ``share`` of them, rounded down."""
-    return [block >= math.floor(share * blocks) for block in range(blocks)]
+def _depth(observation: Observation, share: float) -> int:
+    """Return how many blocks a share of them is, rounded down."""
+    return math.floor(share * len(observation.blocks()))
