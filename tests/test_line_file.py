@@ -87,7 +87,7 @@ def test_a_line_is_one_write_however_long(tmp_path: Path) -> None:
     log.step(0, ROWS)
     assert log._file._file is not None
     recorded = Recorded(log._file._file)
-    log._file._file = recorded  # type: ignore[assignment]
+    log._file._file = recorded  # type: ignore[assignment]  # looks on at what is written
     log.step(1, [(f"layers.{site}", 0.1, 0.2, True) for site in range(5000)])
     log.note(1, {"loss": 1.0})
     log.close()
@@ -134,7 +134,7 @@ def test_what_is_no_place_for_a_log_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"log='.*file/log\.jsonl' cannot be written: .*(exists|Not a directory)"):
         StepLog(tmp_path / "file" / "log.jsonl")
     with pytest.raises(UsageError, match=r"log=True is no path"):
-        StepLog(True)  # type: ignore[arg-type]
+        StepLog(True)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(UsageError, match=r"log='' is no path"):
         StepLog("")
 

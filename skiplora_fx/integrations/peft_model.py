@@ -50,8 +50,8 @@ def build_lora_model(wanted: LoRAModel) -> tuple[nn.Module, dict[str, Tensor]]:
             is known; transformers cannot build it; PEFT finds no such modules.
     """
     try:
-        import peft  # noqa: F401
-        import transformers  # noqa: F401
+        import peft  # noqa: F401 (whether it is there)
+        import transformers  # noqa: F401 (likewise)
     except ImportError as error:
         raise UsageError(
             f"{error.name} is not installed, and a model cannot be built without it: "
