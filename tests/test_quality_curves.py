@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from quality_parts.curves import Estimate, at_time, estimate, points, verdict
+from quality_parts.curves import at_time, points, verdict
+from quality_parts.estimates import Estimate, estimate
 from quality_parts.run import Run
 
 
@@ -47,6 +49,21 @@ def test_nothing_is_said_of_an_arm_if_full_lora_lacks_one_of_its_seeds_there() -
     assert math.isnan(point.gains["loss"].mean)
     assert point.beside_full["loss"].seeds == 3
     assert point.verdict == "not known"
+
+
+def test_an_arm_is_compared_with_its_rivals_at_equal_time() -> None:
+    """The frozen half's curve ends at 0.8 of the time; an arm's time may be wrong by 0.03."""
+    freeze = [_run("freeze", length, 0, loss) for length, loss in ((0.5, 9.0), (1.0, 7.0))]
+    micro = [_run("micro", 1.0, 0, 6.5)]
+
+    def rivals(time: float) -> Mapping[str, Estimate]:
+        timing = {"freeze": {"step": 0.8, "backward": 0.5}, "micro": {"step": time, "backward": 0.6}}
+        return points([*FULL, *freeze, *micro], timing)[-1].rivals
+
+    assert rivals(0.6)["freeze"].mean == pytest.approx(-1.5)
+    assert rivals(0.82)["freeze"].mean == pytest.approx(-0.5)
+    assert math.isnan(rivals(0.84)["freeze"].mean)
+    assert math.isnan(rivals(0.6)["random"].mean)
 
 
 def test_an_arm_that_shuts_nothing_gets_no_verdict() -> None:

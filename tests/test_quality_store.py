@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from quality import missing
-from quality_parts.report import report
 from quality_parts.run import Run
 from quality_parts.store import SettingsError, Store
 from quality_task import SETTINGS
@@ -46,26 +44,3 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     Store(tmp_path, SETTINGS)
     with pytest.raises(SettingsError, match="'steps': 8"):
         Store(tmp_path, replace(SETTINGS, steps=9))
-
-
-def test_the_report_writes_a_table_and_a_picture(tmp_path: Path) -> None:
-    store = Store(tmp_path, SETTINGS)
-    for length, seed in ((0.5, 0), (1.0, 0), (0.5, 1), (1.0, 1)):
-        store.add(_run("full", length, seed))
-    store.add(_run("micro", 1.0, 0))
-    store.write("timing", {"arms": {"micro": {"step": 0.8, "backward": 0.6}}})
-    table = report(store)
-    assert (tmp_path / "table.md").read_text() == table + "\n"
-    assert "| micro" in table
-    assert (tmp_path / "curves.png").stat().st_size > 0
-    assert json.loads((tmp_path / "settings.json").read_text())["steps"] == SETTINGS.steps
-
-
-def test_exact_answers_are_reported_of_the_runs_that_have_them(tmp_path: Path) -> None:
-    store = Store(tmp_path, SETTINGS)
-    store.add(_run("full", 1.0, 0))
-    assert "exact" not in report(store)
-    later = _run("micro", 1.0, 0)
-    store.add(replace(later, scores={**later.scores, "exact": 12.5}))
-    header, _, full, micro = report(store).splitlines()
-    assert [line.split("|")[-2].strip() for line in (header, full, micro)] == ["exact %", "", "12.5"]

@@ -1,4 +1,4 @@
-"""Every arm against full LoRA that is trained for as much time."""
+"""Every arm against full LoRA, and against other rivals, trained for as much time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t as student
-
+from .estimates import Estimate, estimate, paired
 from .run import Run
+
+Timing = Mapping[str, Mapping[str, float]]
+"""``step`` and ``backward`` of each arm as ratios to full LoRA, which is 1 itself."""
 
 SCORES = ("accuracy", "loss")
 """Those that every run has, and arms are compared by."""
@@ -17,35 +19,17 @@ SCORES = ("accuracy", "loss")
 EXACT = "exact"
 """The score that only runs of language models have, and not those that were made before it was."""
 
+FULL = "full"
+"""The arm that skips nothing."""
+
+RIVALS = ("freeze", "random")
+"""Arms that every other one is compared with, beside full LoRA."""
 
 TIMING = 0.03
 """By how much a measured time may be wrong, as a share of full LoRA's: a verdict has to hold at either end."""
 
 MARGIN = 0.005
 """What makes no difference, as a share of full LoRA's loss: that of the goal."""
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, and its standard error: NaN of a single seed, both NaN of none.
-
-    Attributes:
-        seeds: how many; 0 if that is not known.
-    """
-
-    mean: float
-    error: float
-    seeds: int = 0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The confidence interval of the mean, by Student's t: of few seeds it is wide. NaN of fewer than two."""
-        if self.seeds < 2:
-            return math.nan, math.nan
-        half = float(student.ppf((1 + CONFIDENCE) / 2, self.seeds - 1)) * self.error
-        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True)
@@ -63,6 +47,7 @@ class Point:
         gains: over full LoRA of as much time and the same seed. Higher is better for accuracy, lower for loss. NaN
             where full LoRA was not measured around that time with all of the seeds.
         beside_full: the same over full LoRA of length 1, whatever it takes.
+        rivals: what its loss is over that of each of :data:`RIVALS` after as much time, in the same way.
         verdict: on its loss against that of full LoRA of as much time, see :func:`verdict`.
     """
 
@@ -75,21 +60,8 @@ class Point:
     scores: Mapping[str, Estimate]
     gains: Mapping[str, Estimate]
     beside_full: Mapping[str, Estimate]
+    rivals: Mapping[str, Estimate]
     verdict: str
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return mean and standard error of the numbers among ``values``."""
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return Estimate(math.nan, math.nan)
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return Estimate(statistics.fmean(known), error, len(known))
-
-
-def paired(differences: Sequence[float]) -> Estimate:
-    """Return the mean difference over all seeds; NaN if one of them is unknown, as the others may not stand for it."""
-    return estimate([]) if any(map(math.isnan, differences)) else estimate(differences)
 
 
 def at_time(curve: Mapping[float, float], time: float) -> float:
@@ -104,47 +76,64 @@ def at_time(curve: Mapping[float, float], time: float) -> float:
     return (1 - share) * curve[below] + share * curve[above]
 
 
-def points(runs: Sequence[Run], timing: Mapping[str, Mapping[str, float]]) -> list[Point]:
+def nearly_at_time(curve: Mapping[float, float], time: float) -> float:
+    """Return the same; up to :data:`TIMING` outside of the curve the score at its end."""
+    inside = min(max(time, min(curve, default=math.nan)), max(curve, default=math.nan))
+    return at_time(curve, inside) if abs(inside - time) <= TIMING else math.nan
+
+
+def points(runs: Sequence[Run], timing: Timing) -> list[Point]:
     """Return every arm at every length, by arm and length.
 
     Args:
         runs: of one task.
-        timing: ``step`` and ``backward`` of each arm as ratios to full LoRA, which is 1 itself.
+        timing: of its arms.
     """
-    keys = sorted({(run.arm, run.length) for run in runs}, key=lambda key: (key[0] != "full", *key))
+    keys = sorted({(run.arm, run.length) for run in runs}, key=lambda key: (key[0] != FULL, *key))
     return [_point([run for run in runs if (run.arm, run.length) == key], runs, timing) for key in keys]
 
 
-def _point(same: Sequence[Run], runs: Sequence[Run], timing: Mapping[str, Mapping[str, float]]) -> Point:
+def _point(same: Sequence[Run], runs: Sequence[Run], timing: Timing) -> Point:
     arm, length = same[0].arm, same[0].length
-    is_full = arm == "full"
-    costs = {"step": 1.0, "backward": 1.0} if is_full else timing.get(arm, {"step": math.nan, "backward": math.nan})
-    time = length * costs["step"]
+    is_full = arm == FULL
+    time = _time(arm, length, timing)
 
     def gain(score: str, at: float) -> Estimate:
-        return paired([run.scores[score] - at_time(_full(runs, run.seed, score), at) for run in same])
+        return paired([run.scores[score] - at_time(_curve(FULL, run.seed, score, runs, timing), at) for run in same])
+
+    def over(rival: str) -> Estimate:
+        if arm in (FULL, rival):
+            return estimate([])
+        return paired(
+            [run.scores["loss"] - nearly_at_time(_curve(rival, run.seed, "loss", runs, timing), time) for run in same]
+        )
 
     shut = statistics.fmean(map(_shut, same))
-    gains = {score: gain(score, math.nan if is_full else time) for score in SCORES}
-    beside_full = {score: gain(score, math.nan if is_full else 1.0) for score in SCORES}
     longest = 1.0 if time <= 1.0 + TIMING else math.inf  # a step that takes no more than full LoRA's, for all we know
     around = [gain("loss", min(at, longest)) for at in (time - TIMING, time, time + TIMING)]
     return Point(
         arm,
         length,
         time,
-        costs["backward"],
+        1.0 if is_full else timing.get(arm, {}).get("backward", math.nan),
         tuple(sorted(run.seed for run in same)),
         shut,
         {score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
-        gains,
-        beside_full,
+        {score: gain(score, math.nan if is_full else time) for score in SCORES},
+        {score: gain(score, math.nan if is_full else 1.0) for score in SCORES},
+        {rival: over(rival) for rival in RIVALS},
         "" if is_full else verdict(around, full_loss(runs)) if shut else "shuts nothing",
     )
 
 
-def _full(runs: Sequence[Run], seed: int, score: str) -> dict[float, float]:
-    return {run.length: run.scores[score] for run in runs if run.arm == "full" and run.seed == seed}
+def _time(arm: str, length: float, timing: Timing) -> float:
+    return length * (1.0 if arm == FULL else timing.get(arm, {}).get("step", math.nan))
+
+
+def _curve(arm: str, seed: int, score: str, runs: Sequence[Run], timing: Timing) -> dict[float, float]:
+    """Return an arm's score by time, of one seed."""
+    mine = [run for run in runs if (run.arm, run.seed) == (arm, seed)]
+    return {_time(arm, run.length, timing): run.scores[score] for run in mine}
 
 
 def _shut(run: Run) -> float:
@@ -153,7 +142,7 @@ def _shut(run: Run) -> float:
 
 def full_loss(runs: Sequence[Run]) -> float:
     """Return the mean loss of full LoRA's longest runs; NaN if there is none."""
-    full = [run for run in runs if run.arm == "full"]
+    full = [run for run in runs if run.arm == FULL]
     longest = max((run.length for run in full), default=0.0)
     return statistics.fmean([run.scores["loss"] for run in full if run.length == longest]) if full else math.nan
 

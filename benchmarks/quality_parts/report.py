@@ -1,67 +1,98 @@
-"""The table and the picture."""
+"""The tables and the picture."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from .arms import ARMS
-from .curves import EXACT, SCORES, Estimate, Point, points
+from .curves import EXACT, FULL, RIVALS, SCORES, Point, points
+from .estimates import Estimate
 from .store import Store
 
-_HEADERS = [
-    "arm",
-    "what",
-    "length",
-    "seeds",
-    "adapters shut",
-    "backward",
-    "time",
-    "accuracy %",
-    "test loss",
-    "accuracy, against full LoRA",
-    "loss, against full LoRA",
-    "accuracy, against fewer steps",
-    "loss, against fewer steps",
-    "verdict by loss",
-]
+FORMS = {"accuracy": ".1f", "loss": ".3f"}
+"""How the difference in a score is written."""
 
 
 def report(store: Store) -> str:
-    """Return the table as Markdown, and write it to ``table.md`` and the picture to ``curves.png`` in the store."""
-    timing = store.read("timing") or {"arms": {}}
-    found = points(store.runs(), timing["arms"])
-    headers, rows = list(_HEADERS), [_cells(point) for point in found]
-    exact = [said(point.scores[EXACT], ".1f") for point in found]
-    if any(exact):
-        for row, cell in zip([headers, *rows], ["exact %", *exact], strict=True):
-            row.append(cell)
-    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    (store.folder / "table.md").write_text(table + "\n")
+    """Return two tables as Markdown: what was measured, and what it is against others.
+
+    Writes them to ``table.md`` in the store, and the picture to ``curves.png``.
+    """
+    found = points(store.runs(), (store.read("timing") or {"arms": {}})["arms"])
+    text = f"{_measured(found)}\n\n{_compared(found)}" if len(found) > 1 else _measured(found)
+    (store.folder / "table.md").write_text(text + "\n")
     draw(found, store.folder / "curves.png")
-    return table
+    return text
 
 
-def _cells(point: Point) -> list[str]:
-    return [
-        point.arm,
-        ARMS[point.arm].what if point.arm in ARMS else "",
-        f"{point.length:g}",
-        str(len(point.seeds)),
-        f"{100 * point.shut:.0f} %",
-        f"{point.backward:.2f}",
-        f"{point.time:.2f}",
-        said(point.scores["accuracy"], ".1f"),
-        said(point.scores["loss"], ".3f"),
-        said(point.beside_full["accuracy"], "+.1f"),
-        said(point.beside_full["loss"], "+.3f"),
-        said(point.gains["accuracy"], "+.1f"),
-        said(point.gains["loss"], "+.3f"),
-        point.verdict,
+def _measured(found: Sequence[Point]) -> str:
+    headers = [
+        "arm",
+        "what",
+        "length",
+        "seeds",
+        "adapters shut",
+        "backward",
+        "time",
+        "accuracy %",
+        "test loss",
+        "exact %",
     ]
+    rows = [
+        [
+            point.arm,
+            ARMS[point.arm].what if point.arm in ARMS else "",
+            f"{point.length:g}",
+            str(len(point.seeds)),
+            f"{100 * point.shut:.0f} %",
+            f"{point.backward:.2f}",
+            f"{point.time:.2f}",
+            said(point.scores["accuracy"], ".1f"),
+            said(point.scores["loss"], ".3f"),
+            said(point.scores[EXACT], ".1f"),
+        ]
+        for point in found
+    ]
+    return table(headers, rows)
+
+
+def _compared(found: Sequence[Point]) -> str:
+    whole = [f"{score}, against full LoRA" for score in SCORES]
+    fewer = [f"{score}, against fewer steps" for score in SCORES]
+    headers = [
+        "arm",
+        "length",
+        "time",
+        *whole,
+        *fewer,
+        "verdict by loss",
+        *(f"loss, against {name}" for name in RIVALS),
+    ]
+    rows = [
+        [
+            point.arm,
+            f"{point.length:g}",
+            f"{point.time:.2f}",
+            *(said(gains[score], f"+{FORMS[score]}") for gains in (point.beside_full, point.gains) for score in SCORES),
+            point.verdict,
+            *(said(point.rivals[name], f"+{FORMS['loss']}") for name in RIVALS),
+        ]
+        for point in found
+        if point.arm != FULL
+    ]
+    return table(headers, rows)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return cells as Markdown, without the columns in which nothing is said."""
+    kept = [place for place in range(len(headers)) if not rows or any(row[place] for row in rows)]
+    cells = [[row[place] for place in kept] for row in rows]
+    return tabulate(cells, headers=[headers[place] for place in kept], tablefmt="github", disable_numparse=True)
 
 
 def said(value: Estimate, form: str) -> str:
@@ -73,7 +104,11 @@ def said(value: Estimate, form: str) -> str:
 
 
 def draw(found: Sequence[Point], path: Path) -> None:
-    """Draw the scores against measured time, each arm a line over its lengths, with standard errors."""
+    """Draw the scores against measured time, each arm a line over its lengths, with standard errors.
+
+    An arm that is worse than full LoRA's worst by more than full LoRA's own span would squeeze the others: it is named
+    below the panel.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -81,18 +116,38 @@ def draw(found: Sequence[Point], path: Path) -> None:
     arms = list(dict.fromkeys(point.arm for point in found))
     for place, score in enumerate(SCORES):
         axes = figure.add_subplot(1, len(SCORES), place + 1)
+        beyond: list[str] = []
         for number, arm in enumerate(arms):
-            mine = [point for point in found if point.arm == arm]
+            mine = [point for point in found if point.arm == arm and is_in_sight(point, found, score)]
+            if not mine:
+                beyond.append(arm)
             axes.errorbar(
                 [point.time for point in mine],
                 [point.scores[score].mean for point in mine],
                 yerr=[point.scores[score].error for point in mine],
                 label=arm,
                 marker="osv^<>DPX*"[number % 10],
-                color="black" if arm == "full" else colormaps["turbo"](number / len(arms)),
+                color="black" if arm == FULL else colormaps["turbo"](number / len(arms)),
                 capsize=2,
             )
-        axes.set_xlabel("measured time, full LoRA = 1")
-        axes.set_ylabel(f"test {score}")
+        _label(axes, score, beyond)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+def _label(axes: Any, score: str, beyond: Sequence[str]) -> None:
+    axes.set_xlabel("measured time, full LoRA = 1" + (f"\nworse, out of sight: {', '.join(beyond)}" if beyond else ""))
+    axes.set_ylabel(f"test {score}")
+
+
+def is_in_sight(point: Point, found: Sequence[Point], score: str) -> bool:
+    """Return whether a point is worse than full LoRA's worst by no more than full LoRA's own span.
+
+    True of every point where full LoRA has fewer than two.
+    """
+    full = [other.scores[score].mean for other in found if other.arm == FULL]
+    if len(full) < 2:
+        return True
+    span = max(full) - min(full)
+    mean = point.scores[score].mean
+    return mean <= max(full) + span if score == "loss" else mean >= min(full) - span

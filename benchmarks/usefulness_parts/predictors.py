@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from quality_parts.curves import Estimate, estimate
+from quality_parts.estimates import Estimate, estimate
 
 from .correlation import spearman
 from .record import Drops, Probe, Record

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from quality_parts.curves import Estimate, estimate
+from quality_parts.estimates import Estimate, estimate
 from quality_parts.report import said
 from tabulate import tabulate
 
