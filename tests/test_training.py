@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import skiplora_fx
 from skiplora_fx.integrations.transformers import SkipLoraCallback
+from skiplora_fx.read_log import read_log
 
 pytestmark = pytest.mark.xdist_group("training")  # most tests look at one run
 SHARES_COMPILED = True
@@ -129,6 +130,36 @@ def test_a_schedule_is_told_how_long_the_run_is(tmp_path: Path) -> None:
     Trainer(model=model, args=args, train_dataset=rows(12), callbacks=[watcher, callback]).train()
     adapters = len(skiplora_fx.sites(model))
     assert watcher.skipped == [0] * (STEPS // 2) + [adapters] * (STEPS // 2)
+
+
+def test_a_run_that_does_not_say_what_decides_follows_the_schedule(tmp_path: Path) -> None:
+    """Open for a tenth of the steps, then one block of two at the end, and the optimizer leaves it alone."""
+    watcher, model = Watcher(), models.with_lora(models.llama(2))
+    args = arguments(tmp_path, gradient_accumulation_steps=1)
+    trainer = Trainer(model=model, args=args, train_dataset=rows(12), callbacks=[watcher, SkipLoraCallback()])
+    trainer.train()
+    resting = len(skiplora_fx.sites(model)) // 2
+    assert watcher.skipped == [0, 0, 0, 0, resting, resting]
+    counts = {name: int(trainer.optimizer.state[parameter]["step"]) for name, parameter in trained(model)}
+    assert {name: count for name, count in counts.items() if count == 4} == {
+        name: 4 for name in counts if ".0." in name
+    }
+    assert {count for name, count in counts.items() if ".1." in name} == {STEPS}
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("said", "policy"),
+    [({"warmup_steps": 1}, "Schedule"), ({"threshold": 0.1}, "Threshold"), ({"scope": "layer"}, "Threshold")],
+)
+def test_what_decides_unless_it_is_said(said: dict[str, Any], policy: str, tmp_path: Path) -> None:
+    model, log = models.with_lora(models.llama(1)), tmp_path / "run.jsonl"
+    callback = SkipLoraCallback(log=log, **said)
+    Trainer(model=model, args=arguments(tmp_path, max_steps=2), train_dataset=rows(8), callbacks=[callback]).train()
+    assert read_log(log).policy == policy
 
 
 def test_wrapper_of_torch_compile_is_refused(tmp_path: Path) -> None:

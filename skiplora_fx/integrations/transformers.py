@@ -24,11 +24,25 @@ from ..live_site import SiteState
 from ..policy import with_run
 from ..step_log import StepLog
 
+UNLESS_SAID: Mapping[str, Any] = {
+    "policy": "schedule",
+    "decision": "previous",
+    "skipped_grad": "none",
+    "probe_every": 0,
+}
+"""Options of a run that does not say what decides: those that lost least of what was measured (docs/policies.md)."""
+
+SAYS = ("policy", "threshold", "scope")
+"""The options any of which says what decides."""
+
+WARM_UP = 0.1
+"""Share of such a run's steps in which all gates are open, unless ``warmup_steps`` says how many."""
+
 
 class SkipLoraCallback(TrainerCallback, ExportableState):
     """Compiles the model with ``backend="skiplora"``, counts optimizer steps, and logs what is skipped.
 
-    ``Trainer(model=peft_model, ..., callbacks=[SkipLoraCallback(threshold=0.05)])`` is all there is to write.
+    ``Trainer(model=peft_model, ..., callbacks=[SkipLoraCallback()])`` is all there is to write.
     The model is compiled in place when training begins, so it stays a ``PeftModel`` and saves as one.
 
     To the logs of each logging step it adds, as numbers: ``skiplora/skipped``, the share of adapters that were
@@ -36,6 +50,10 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     an adapter was; ``skiplora/adapters``, how many are gated; ``skiplora/ratio_min``, ``_p50`` and ``_max``, the
     smallest, median and largest ratio; and, where it is measured, ``skiplora/grad_norm``, the norm of the last step's
     gradients, after clipping, over the adapters that were open.
+
+    With none of the options ``policy``, ``threshold`` and ``scope`` the policy is ``"schedule"``, with the options of
+    :data:`UNLESS_SAID` and a warm-up of a tenth of the steps: of what saves as much it lost least where it was measured
+    (docs/policies.md). ``threshold=...`` is the paper's rule.
 
     A policy given by name whose schedule goes by the length of the run, and has not been told, is told the Trainer's.
     What a policy has to remember is saved with each checkpoint, in ``trainer_state.json``, and a run that is resumed
@@ -54,7 +72,7 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
 
     def __init__(self, *, dynamic: bool | None = None, log: str | Path | None = None, **options: Any) -> None:
         # What is wrong should show here, not at the first step. The Trainer's steps are not known yet.
-        SkipLoraConfig.from_options(_with_steps(options, sys.maxsize))
+        SkipLoraConfig.from_options(_of_the_run(options, sys.maxsize))
         self.options = options
         self._dynamic = dynamic
         self._log = StepLog(log).path if log is not None else None
@@ -78,7 +96,7 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         model = kwargs["model"]
         self._go_first()
         _check(self, model, args)
-        options = _with_steps(self.options, state.max_steps)
+        options = _of_the_run(self.options, state.max_steps)
         SkipLoraConfig.from_options(options)
         model.compile(backend="skiplora", dynamic=self._dynamic, options=options)
         self._detach()
@@ -141,8 +159,10 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
             self._attachment = None
 
 
-def _with_steps(options: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Return the backend's options, with the length of the run for a policy that goes by it."""
+def _of_the_run(options: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the backend's options for a run of so many steps: who decides, and what a policy goes by."""
+    if options.keys().isdisjoint(SAYS):
+        options = {**UNLESS_SAID, "warmup_steps": min(math.ceil(WARM_UP * steps), steps - 1), **options}
     given = options.get("policy_kwargs", {})
     if "policy" not in options or not isinstance(given, Mapping):
         return dict(options)
