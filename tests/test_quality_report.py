@@ -82,7 +82,7 @@ def test_an_error_that_is_not_known_is_not_written() -> None:
     assert said(Estimate(math.nan, math.nan), "+.1f") == ""
 
 
-@pytest.mark.parametrize(("loss", "seen"), [(1.0, True), (1.3, True), (1.31, False)])
+@pytest.mark.parametrize(("loss", "seen"), [(1.0, True), (2.5, True), (2.51, False)])
 def test_the_picture_leaves_out_what_would_squeeze_the_others(loss: float, seen: bool) -> None:
     found = points([_run("full", 0.5, 0, 0.9), _run("full", 1.0, 0, 0.5), _run("drift", 1.0, 0, loss)], {})
     assert is_in_sight(found[-1], found, "loss") is seen

@@ -23,11 +23,16 @@ def report(store: Store) -> str:
 
     Writes them to ``table.md`` in the store, and the picture to ``curves.png``.
     """
-    found = points(store.runs(), (store.read("timing") or {"arms": {}})["arms"])
+    found = points_of(store)
     text = f"{_measured(found)}\n\n{_compared(found)}" if len(found) > 1 else _measured(found)
     (store.folder / "table.md").write_text(text + "\n")
     draw(found, store.folder / "curves.png")
     return text
+
+
+def points_of(store: Store) -> list[Point]:
+    """Return every arm at every length that is in a store."""
+    return points(store.runs(), (store.read("timing") or {"arms": {}})["arms"])
 
 
 def _measured(found: Sequence[Point]) -> str:
@@ -106,8 +111,7 @@ def said(value: Estimate, form: str) -> str:
 def draw(found: Sequence[Point], path: Path) -> None:
     """Draw the scores against measured time, each arm a line over its lengths, with standard errors.
 
-    An arm that is worse than full LoRA's worst by more than full LoRA's own span would squeeze the others: it is named
-    below the panel.
+    What would squeeze the others, see :func:`is_in_sight`, is named below the panel instead.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -141,7 +145,7 @@ def _label(axes: Any, score: str, beyond: Sequence[str]) -> None:
 
 
 def is_in_sight(point: Point, found: Sequence[Point], score: str) -> bool:
-    """Return whether a point is worse than full LoRA's worst by no more than full LoRA's own span.
+    """Return whether a point is worse than full LoRA's worst by no more than four times full LoRA's own span.
 
     True of every point where full LoRA has fewer than two.
     """
@@ -150,4 +154,4 @@ def is_in_sight(point: Point, found: Sequence[Point], score: str) -> bool:
         return True
     span = max(full) - min(full)
     mean = point.scores[score].mean
-    return mean <= max(full) + span if score == "loss" else mean >= min(full) - span
+    return mean <= max(full) + 4 * span if score == "loss" else mean >= min(full) - 4 * span

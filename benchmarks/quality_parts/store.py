@@ -30,6 +30,7 @@ class Store:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
+        self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
         kept = self.read("settings")
         if kept is None:
@@ -37,6 +38,15 @@ class Store:
         elif kept != asdict(settings):
             other = {name: value for name, value in kept.items() if value != asdict(settings).get(name)}
             raise SettingsError(f"the runs in {folder} were made with {other}. Give the same, or another --results.")
+
+    @classmethod
+    def found(cls, folder: Path) -> Store:
+        """Open a folder that is there, with the settings that it was made with.
+
+        Raises:
+            FileNotFoundError: it holds none.
+        """
+        return cls(folder, Settings(**json.loads((folder / "settings.json").read_text())))
 
     def has(self, arm: str, length: float, seed: int) -> bool:
         """Return whether a run is there."""
