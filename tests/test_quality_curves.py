@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from quality_parts.curves import Estimate, at_time, estimate, points, verdict
+from quality_parts.curves import Estimate, at_time, estimate, forward_share, points, verdict
 from quality_parts.run import Run
 
 
@@ -66,6 +66,20 @@ def test_an_arm_that_was_not_timed_is_compared_with_nothing() -> None:
     assert math.isnan(point.time)
     assert math.isnan(point.gains["loss"].mean)
     assert point.verdict == "not known"
+
+
+def test_extra_forwards_take_time() -> None:
+    """Four steps with six forwards more, each 0.4 of a step."""
+    runs = [*FULL, *(replace(_run("micro", 0.5, seed, 7.0 + seed), extra_forwards=6) for seed in (0, 1, 2))]
+    share = forward_share({"reference": {"step_s": 5.0, "backward_s": 3.0}})
+    assert points(runs, TIMING, share)[-1].time == pytest.approx(0.5 * (0.75 + 6 / 4 * 0.4))
+    open_all = [replace(run, masks=["11"], schedule=[0]) for run in runs]
+    assert points(open_all, TIMING, share)[-1].verdict == "better"
+
+
+def test_without_the_time_of_a_forward_that_of_more_is_not_known() -> None:
+    more = replace(_run("micro", 1.0, 0, 7.0), extra_forwards=6)
+    assert math.isnan(points([*FULL, more], TIMING, forward_share({"arms": {}}))[-1].time)
 
 
 def test_the_standard_error_is_that_of_the_mean() -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.stats import t as student
 
@@ -55,7 +56,7 @@ class Point:
     Attributes:
         arm: its name.
         length: its steps as a share of those of the longest full run.
-        time: its measured time, as a share of that of a full run of length 1.
+        time: its measured time, extra forwards included, as a share of that of a full run of length 1.
         backward: its backward's, as a share of that of a full run of the same length.
         seeds: those that it was run with.
         shut: mean share of the adapters that were shut.
@@ -104,22 +105,35 @@ def at_time(curve: Mapping[float, float], time: float) -> float:
     return (1 - share) * curve[below] + share * curve[above]
 
 
-def points(runs: Sequence[Run], timing: Mapping[str, Mapping[str, float]]) -> list[Point]:
+def points(runs: Sequence[Run], timing: Mapping[str, Mapping[str, float]], forward: float = math.nan) -> list[Point]:
     """Return every arm at every length, by arm and length.
 
     Args:
         runs: of one task.
         timing: ``step`` and ``backward`` of each arm as ratios to full LoRA, which is 1 itself.
+        forward: what the forward takes of full LoRA's step, see :func:`forward_share`.
     """
     keys = sorted({(run.arm, run.length) for run in runs}, key=lambda key: (key[0] != "full", *key))
-    return [_point([run for run in runs if (run.arm, run.length) == key], runs, timing) for key in keys]
+    return [_point([run for run in runs if (run.arm, run.length) == key], runs, timing, forward) for key in keys]
 
 
-def _point(same: Sequence[Run], runs: Sequence[Run], timing: Mapping[str, Mapping[str, float]]) -> Point:
+def forward_share(timing: Mapping[str, Any]) -> float:
+    """Return what the forward takes of full LoRA's step; NaN if ``timing`` has no ``reference``.
+
+    One without gradients takes at most as much.
+    """
+    reference = timing.get("reference")
+    return 1 - reference["backward_s"] / reference["step_s"] if reference else math.nan
+
+
+def _point(
+    same: Sequence[Run], runs: Sequence[Run], timing: Mapping[str, Mapping[str, float]], forward: float
+) -> Point:
     arm, length = same[0].arm, same[0].length
     is_full = arm == "full"
     costs = {"step": 1.0, "backward": 1.0} if is_full else timing.get(arm, {"step": math.nan, "backward": math.nan})
-    time = length * costs["step"]
+    extra = statistics.fmean(run.extra_forwards / run.steps for run in same)
+    time = length * (costs["step"] + (extra * forward if extra else 0.0))
 
     def gain(score: str, at: float) -> Estimate:
         return paired([run.scores[score] - at_time(_full(runs, run.seed, score), at) for run in same])
@@ -139,7 +153,7 @@ def _point(same: Sequence[Run], runs: Sequence[Run], timing: Mapping[str, Mappin
         {score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
         gains,
         beside_full,
-        "" if is_full else verdict(around, full_loss(runs)) if shut else "shuts nothing",
+        "" if is_full else verdict(around, full_loss(runs)) if shut or extra else "shuts nothing",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from .arms import ARMS
-from .curves import EXACT, SCORES, Estimate, Point, points
+from .curves import EXACT, SCORES, Estimate, Point, forward_share, points
 from .store import Store
 
 _HEADERS = [
@@ -33,7 +33,7 @@ _HEADERS = [
 def report(store: Store) -> str:
     """Return the table as Markdown, and write it to ``table.md`` and the picture to ``curves.png`` in the store."""
     timing = store.read("timing") or {"arms": {}}
-    found = points(store.runs(), timing["arms"])
+    found = points(store.runs(), timing["arms"], forward_share(timing))
     headers, rows = list(_HEADERS), [_cells(point) for point in found]
     exact = [said(point.scores[EXACT], ".1f") for point in found]
     if any(exact):
