@@ -48,6 +48,7 @@ def _depths(run: Run) -> list[int]:
         ("freezeout", [0, 0, 0, 1, 2, 3, 4, 5]),
         ("open", [5, 5, 4, 3, 2, 2, 1, 0]),
         ("grow-multirate", [0, 0, 0, 1, 2, 0, 4, 5]),
+        ("grow-fast-forward", [0, 0, 0, 1, 2, 3, 4, 5]),
     ],
 )
 def test_masks_are_the_policys(trainer: Trainer, arm: str, depths: list[int]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from quality_parts.curves import at_time, points, verdict
+from quality_parts.curves import Timing, at_time, points, verdict
 from quality_parts.estimates import Estimate, estimate
 from quality_parts.run import Run
 
@@ -30,7 +30,7 @@ def test_nothing_is_said_outside_of_a_curve(time: float) -> None:
 
 
 FULL = [_run("full", length, seed, loss + seed) for seed in (0, 1, 2) for length, loss in ((0.5, 10.0), (1.0, 6.0))]
-TIMING = {"micro": {"step": 0.75, "backward": 0.6}}
+TIMING = Timing({"micro": {"step": 0.75, "backward": 0.6}})
 
 
 def test_an_arm_is_compared_seed_by_seed_at_equal_time() -> None:
@@ -57,7 +57,7 @@ def test_an_arm_is_compared_with_its_rivals_at_equal_time() -> None:
     micro = [_run("micro", 1.0, 0, 6.5)]
 
     def rivals(time: float) -> Mapping[str, Estimate]:
-        timing = {"freeze": {"step": 0.8, "backward": 0.5}, "micro": {"step": time, "backward": 0.6}}
+        timing = Timing({"freeze": {"step": 0.8, "backward": 0.5}, "micro": {"step": time, "backward": 0.6}})
         return points([*FULL, *freeze, *micro], timing)[-1].rivals
 
     assert rivals(0.6)["freeze"].mean == pytest.approx(-1.5)
@@ -79,10 +79,24 @@ def test_a_verdict_holds_for_a_time_that_is_somewhat_wrong(loss: float, said: st
 
 
 def test_an_arm_that_was_not_timed_is_compared_with_nothing() -> None:
-    point = points([*FULL, _run("micro", 1.0, 0, 7.0)], {})[-1]
+    point = points([*FULL, _run("micro", 1.0, 0, 7.0)], Timing({}))[-1]
     assert math.isnan(point.time)
     assert math.isnan(point.gains["loss"].mean)
     assert point.verdict == "not known"
+
+
+def test_extra_forwards_take_time() -> None:
+    """A quarter of the steps has one more, of 0.4 of a step."""
+    timing = Timing.of({"reference": {"step_s": 0.5, "backward_s": 0.3}, "arms": TIMING.arms})
+    runs = [replace(_run("micro", 1.0, seed, 8.0), extra_forwards=1, masks=["11"], schedule=[0]) for seed in (0, 1)]
+    point = points([*FULL, *runs], timing)[-1]
+    assert point.time == pytest.approx(0.75 + 0.4 / 4)
+    assert point.verdict != "shuts nothing"
+
+
+def test_extra_forwards_of_unknown_time_are_compared_with_nothing() -> None:
+    point = points([*FULL, replace(_run("micro", 1.0, 0, 8.0), extra_forwards=1)], Timing.of({"arms": TIMING.arms}))[-1]
+    assert math.isnan(point.time)
 
 
 def test_the_standard_error_is_that_of_the_mean() -> None:

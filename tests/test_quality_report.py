@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from quality_parts.curves import points
+from quality_parts.curves import Timing, points
 from quality_parts.estimates import Estimate
 from quality_parts.report import is_in_sight, report, said, table
 from quality_parts.run import Run
@@ -84,10 +84,10 @@ def test_an_error_that_is_not_known_is_not_written() -> None:
 
 @pytest.mark.parametrize(("loss", "seen"), [(1.0, True), (2.5, True), (2.51, False)])
 def test_the_picture_leaves_out_what_would_squeeze_the_others(loss: float, seen: bool) -> None:
-    found = points([_run("full", 0.5, 0, 0.9), _run("full", 1.0, 0, 0.5), _run("drift", 1.0, 0, loss)], {})
+    found = points([_run("full", 0.5, 0, 0.9), _run("full", 1.0, 0, 0.5), _run("drift", 1.0, 0, loss)], Timing({}))
     assert is_in_sight(found[-1], found, "loss") is seen
 
 
 def test_without_full_lora_all_is_in_the_picture() -> None:
-    found = points([_run("drift", 1.0, 0, 99.0)], {})
+    found = points([_run("drift", 1.0, 0, 99.0)], Timing({}))
     assert is_in_sight(found[0], found, "loss")

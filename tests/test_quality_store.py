@@ -33,6 +33,14 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
     assert Store(tmp_path, SETTINGS).runs() == [run]
 
 
+def test_a_run_of_before_there_were_extra_forwards_comes_back(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    written = _run("full", 1.0, 0).to_json()
+    del written["extra_forwards"], written["repeats"]
+    store.write("run-full-1-0", written)
+    assert store.runs() == [_run("full", 1.0, 0)]
+
+
 def test_a_run_that_was_cut_off_while_writing_is_none(tmp_path: Path) -> None:
     store = Store(tmp_path, SETTINGS)
     (tmp_path / "run-full-1-0.partial").write_text('{"arm": "fu')

@@ -21,6 +21,8 @@ from skiplora_fx.policy import (
     Threshold,
 )
 
+from .repeating import Repeats
+from .resting import MEMORY
 from .settings import Settings
 from .trials import BestRate, ByGradient, Either, Stairs, UpperBlocks
 
@@ -59,6 +61,7 @@ class Arm:
             none; the backend's ``skipped_grad``.
         drift: share of their last mean update by which parameters move in a step in which they rest.
         threshold: τ; None for that of the settings.
+        repeats: how updates are repeated; None if they are not.
     """
 
     what: str
@@ -72,6 +75,7 @@ class Arm:
     drift: float = 0.0
     anneals: bool = False
     threshold: float | None = None
+    repeats: Repeats | None = None
 
     def options(self, plan: Plan, settings: Settings) -> dict[str, Any]:
         """Return the options of ``skiplora_fx.apply``."""
@@ -211,5 +215,12 @@ ARMS: Mapping[str, Arm] = {
         lambda plan: Either((_growing(plan), Quantile(share=0.25, window=32))),
         decision="current",
     ),
+    "fast-forward": Arm(
+        "every 6 steps, the last update is repeated while a held-out loss falls (Fast Forward)",
+        _open,
+        repeats=Repeats(),
+    ),
+    "fast-forward-mean": Arm("the same with the mean of the last updates", _open, repeats=Repeats(memory=MEMORY)),
+    "grow-fast-forward": Arm("the depth grows over the run, with Fast Forward", _growing, repeats=Repeats()),
 }
 """Every arm, by name."""

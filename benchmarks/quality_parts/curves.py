@@ -6,12 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .estimates import Estimate, estimate, paired
 from .run import Run
-
-Timing = Mapping[str, Mapping[str, float]]
-"""``step`` and ``backward`` of each arm as ratios to full LoRA, which is 1 itself."""
 
 SCORES = ("accuracy", "loss")
 """Those that every run has, and arms are compared by."""
@@ -33,13 +31,45 @@ MARGIN = 0.005
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What arms were measured to take.
+
+    Attributes:
+        arms: ``step`` and ``backward`` of each as ratios to full LoRA, which is 1 itself.
+        forward: what a forward takes at most, as a share of full LoRA's step; NaN if that is not known.
+    """
+
+    arms: Mapping[str, Mapping[str, float]]
+    forward: float = math.nan
+
+    @classmethod
+    def of(cls, written: Mapping[str, Any]) -> Timing:
+        """Read what the phase "time" has written; nothing is known of nothing."""
+        reference = written.get("reference")
+        forward = 1 - reference["backward_s"] / reference["step_s"] if reference else math.nan
+        return cls(written.get("arms", {}), forward)
+
+    def backward(self, arm: str) -> float:
+        """Return what an arm's backward takes."""
+        return self._ratio(arm, "backward")
+
+    def time(self, run: Run) -> float:
+        """Return what a run takes, extra forwards included, as a share of full LoRA's of length 1."""
+        extra = run.extra_forwards / run.steps * self.forward if run.extra_forwards else 0.0
+        return run.length * (self._ratio(run.arm, "step") + extra)
+
+    def _ratio(self, arm: str, part: str) -> float:
+        return 1.0 if arm == FULL else self.arms.get(arm, {}).get(part, math.nan)
+
+
+@dataclass(frozen=True)
 class Point:
     """One arm at one length.
 
     Attributes:
         arm: its name.
         length: its steps as a share of those of the longest full run.
-        time: its measured time, as a share of that of a full run of length 1.
+        time: its measured time, as a share of that of a full run of length 1; see :meth:`Timing.time`.
         backward: its backward's, as a share of that of a full run of the same length.
         seeds: those that it was run with.
         shut: mean share of the adapters that were shut.
@@ -87,7 +117,7 @@ def points(runs: Sequence[Run], timing: Timing) -> list[Point]:
 
     Args:
         runs: of one task.
-        timing: of its arms.
+        timing: what its arms take.
     """
     keys = sorted({(run.arm, run.length) for run in runs}, key=lambda key: (key[0] != FULL, *key))
     return [_point([run for run in runs if (run.arm, run.length) == key], runs, timing) for key in keys]
@@ -96,7 +126,7 @@ def points(runs: Sequence[Run], timing: Timing) -> list[Point]:
 def _point(same: Sequence[Run], runs: Sequence[Run], timing: Timing) -> Point:
     arm, length = same[0].arm, same[0].length
     is_full = arm == FULL
-    time = _time(arm, length, timing)
+    time = statistics.fmean(map(timing.time, same))
 
     def gain(score: str, at: float) -> Estimate:
         return paired([run.scores[score] - at_time(_curve(FULL, run.seed, score, runs, timing), at) for run in same])
@@ -109,31 +139,28 @@ def _point(same: Sequence[Run], runs: Sequence[Run], timing: Timing) -> Point:
         )
 
     shut = statistics.fmean(map(_shut, same))
+    differs = shut or any(run.extra_forwards for run in same)
     longest = 1.0 if time <= 1.0 + TIMING else math.inf  # a step that takes no more than full LoRA's, for all we know
     around = [gain("loss", min(at, longest)) for at in (time - TIMING, time, time + TIMING)]
     return Point(
         arm,
         length,
         time,
-        1.0 if is_full else timing.get(arm, {}).get("backward", math.nan),
+        timing.backward(arm),
         tuple(sorted(run.seed for run in same)),
         shut,
         {score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
         {score: gain(score, math.nan if is_full else time) for score in SCORES},
         {score: gain(score, math.nan if is_full else 1.0) for score in SCORES},
         {rival: over(rival) for rival in RIVALS},
-        "" if is_full else verdict(around, full_loss(runs)) if shut else "shuts nothing",
+        "" if is_full else verdict(around, full_loss(runs)) if differs else "shuts nothing",
     )
-
-
-def _time(arm: str, length: float, timing: Timing) -> float:
-    return length * (1.0 if arm == FULL else timing.get(arm, {}).get("step", math.nan))
 
 
 def _curve(arm: str, seed: int, score: str, runs: Sequence[Run], timing: Timing) -> dict[float, float]:
     """Return an arm's score by time, of one seed."""
     mine = [run for run in runs if (run.arm, run.seed) == (arm, seed)]
-    return {_time(arm, run.length, timing): run.scores[score] for run in mine}
+    return {timing.time(run): run.scores[score] for run in mine}
 
 
 def _shut(run: Run) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .arms import ARMS
-from .curves import EXACT, FULL, RIVALS, SCORES, Point, points
+from .curves import EXACT, FULL, RIVALS, SCORES, Point, Timing, points
 from .estimates import Estimate
 from .store import Store
 
@@ -32,7 +32,7 @@ def report(store: Store) -> str:
 
 def points_of(store: Store) -> list[Point]:
     """Return every arm at every length that is in a store."""
-    return points(store.runs(), (store.read("timing") or {"arms": {}})["arms"])
+    return points(store.runs(), Timing.of(store.read("timing") or {}))
 
 
 def _measured(found: Sequence[Point]) -> str:

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-_MEMORY = 0.7
-"""Decay of the mean update that drifting parameters move by."""
+MEMORY = 0.7
+"""Decay of the mean update that parameters move by which drift or repeat it."""
+
+
+class Updates:
+    """Exponential means of the updates of parameters, over the steps in which each of them moved.
+
+    Args:
+        parameters: all that train.
+        memory: decay of the means; with 0 they are the last updates.
+
+    Attributes:
+        means: of each parameter that has moved.
+        moved: the parameters that moved in the last step.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], memory: float) -> None:
+        self._parameters = parameters
+        self._memory = memory
+        self._before: dict[nn.Parameter, Tensor] = {}
+        self.means: dict[nn.Parameter, Tensor] = {}
+
+    @property
+    def moved(self) -> Collection[nn.Parameter]:
+        return self._before.keys()
+
+    def before_step(self) -> None:
+        """Remember where those stand that are about to move."""
+        moving = [parameter for parameter in self._parameters if parameter.grad is not None]
+        self._before = {parameter: parameter.detach().clone() for parameter in moving}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Learn from those that moved."""
+        for parameter, before in self._before.items():
+            update = parameter - before
+            known = self.means.get(parameter, update)
+            self.means[parameter] = self._memory * known + (1 - self._memory) * update
 
 
 class Drift:
@@ -22,24 +58,19 @@ class Drift:
     def __init__(self, parameters: Sequence[nn.Parameter], share: float) -> None:
         self._parameters = parameters if share else []
         self._share = share
-        self._updates: dict[nn.Parameter, Tensor] = {}
-        self._before: dict[nn.Parameter, Tensor] = {}
+        self._updates = Updates(self._parameters, MEMORY)
 
     def before_step(self) -> None:
         """Remember where those stand that are about to move."""
-        moving = [parameter for parameter in self._parameters if parameter.grad is not None]
-        self._before = {parameter: parameter.detach().clone() for parameter in moving}
+        self._updates.before_step()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Learn from those that moved, and move those that rest."""
-        for parameter in self._parameters:
-            if parameter in self._before:
-                update = parameter - self._before[parameter]
-                known = self._updates.get(parameter, update)
-                self._updates[parameter] = _MEMORY * known + (1 - _MEMORY) * update
-            elif parameter in self._updates:
-                parameter += self._share * self._updates[parameter]
+        self._updates.after_step()
+        for parameter, mean in self._updates.means.items():
+            if parameter not in self._updates.moved:
+                parameter += self._share * mean
 
 
 def fill_with_zeros(parameters: Sequence[nn.Parameter]) -> None:

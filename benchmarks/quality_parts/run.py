@@ -22,6 +22,8 @@ class Run:
         schedule: index into ``masks`` for each backward.
         ratios: mean M of each site at the end.
         losses: of each step, on its own batch.
+        extra_forwards: those outside of steps, each of as many rows as a step has.
+        repeats: those of updates that were kept, in each search for how many; see :class:`.repeating.FastForward`.
     """
 
     arm: str
@@ -34,6 +36,8 @@ class Run:
     schedule: list[int]
     ratios: list[float]
     losses: list[float]
+    extra_forwards: int = 0
+    repeats: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON's types."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,19 @@ class Task:
             order = torch.randperm(len(self.train[0]), generator=draws)
             for chosen in order[: len(order) // size * size].view(-1, size):
                 yield tuple(column[chosen] for column in self.train)
+
+    def without_last(self, count: int, size: int) -> tuple[Task, list[Rows]]:
+        """Return the task without its last rows to train on, and those, in ``count`` batches of ``size`` rows.
+
+        Raises:
+            ValueError: less than one batch would be left to train on.
+        """
+        rows = count * size
+        if len(self.train[0]) < rows + size:
+            raise ValueError(f"{len(self.train[0])} rows are too few to hold out {rows} and train on batches of {size}")
+        kept = tuple(column[:-rows] for column in self.train)
+        taken = zip(*(column[-rows:].split(size) for column in self.train), strict=True)
+        return replace(self, train=kept), list(taken)
 
     @torch.no_grad()
     def judge(self, size: int = 32) -> dict[str, float]:

@@ -11,6 +11,7 @@ import skiplora_fx
 
 from .arms import Arm, Plan
 from .rates import by_block, scheduled, trained_until
+from .repeating import FastForward
 from .resting import Drift, fill_with_zeros, scale_to_all_rows
 from .run import MaskLog, Run, mask_of
 from .settings import Settings
@@ -38,10 +39,13 @@ class Trainer:
     def run(self, name: str, arm: Arm, length: float, seed: int, watches: Sequence[Watch] = ()) -> Run:
         """Train one run and judge it."""
         settings, task = self.settings, self.task
+        held_out: Sequence[Rows] = ()
+        if arm.repeats is not None:
+            task, held_out = task.without_last(arm.repeats.batches, settings.batch)
         steps = round(length * settings.steps)
         plan = Plan(steps, max(1, round(settings.warmup * steps)), seed)
         task.reset(seed)
-        training = Training(task, arm, plan, settings, self._program(settings.batch // arm.micro))
+        training = Training(task, arm, plan, settings, self._program(settings.batch // arm.micro), held_out)
         for _, batch in zip(range(steps), task.batches(seed, settings.batch), strict=False):
             training.step(batch, watches)
         return Run(
@@ -55,6 +59,8 @@ class Trainer:
             training.masks.schedule,
             [round(site.ratio, 5) for site in training.sites],
             [round(loss, 4) for loss in training.losses],
+            training.fast_forward.forwards,
+            training.fast_forward.kept,
         )
 
     def _program(self, size: int) -> Any:
@@ -73,13 +79,17 @@ class Training:
         plan: how long.
         settings: with what.
         program: the exported loss, for as many rows as are in a micro-batch.
+        held_out: batches of an arm that repeats updates.
 
     Attributes:
         masks: the decisions of each backward so far.
         losses: those of each step so far, on its own batch.
+        fast_forward: what repeats updates, if the arm does.
     """
 
-    def __init__(self, task: Task, arm: Arm, plan: Plan, settings: Settings, program: Any) -> None:
+    def __init__(
+        self, task: Task, arm: Arm, plan: Plan, settings: Settings, program: Any, held_out: Sequence[Rows] = ()
+    ) -> None:
         self.task = task
         self.arm = arm
         self.masks = MaskLog()
@@ -96,6 +106,7 @@ class Training:
             skiplora_fx.attach(self._gated, self._optimizer)
         self._rate = scheduled(self._optimizer, plan.warmup, ends)
         self._drift = Drift(task.trained(), arm.drift)
+        self.fast_forward = FastForward(task.trained(), task.loss, held_out, plan.warmup, arm.repeats)
 
     @property
     def sites(self) -> list[Any]:
@@ -109,12 +120,14 @@ class Training:
         if self.arm.zeros:
             fill_with_zeros(self.task.trained())
         self._drift.before_step()
+        self.fast_forward.before_step()
         for watch in watches:
             watch.before_step([site.ratio for site in self.sites], batch)
         self._optimizer.step()
         self._drift.after_step()
         for watch in watches:
             watch.after_step()
+        self.fast_forward.after_step()
         self._rate.step()
 
     def _backward(self, batch: Rows) -> None:
