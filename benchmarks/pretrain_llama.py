@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,21 @@ FILES = ("boolq_train.json", "arc_easy_train.json")
 END = "<|end|>"
 
 
-def main() -> None:
-    """Train the tokenizer and the model, and save both."""
-    args = _arguments()
+class DataError(ValueError):
+    """What ``--data`` names cannot be trained on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train the tokenizer and the model, and save both; ``arguments`` are those of the command line."""
+    args = _arguments(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    texts = [row["instruction"] + row["output"] for file in FILES for row in json.loads((args.data / file).read_text())]
-    tokenizer = train_tokenizer(texts, args.vocabulary)
-    joined = tokenizer(END.join(texts))["input_ids"]
-    rows = torch.tensor(joined[: len(joined) // args.tokens * args.tokens]).view(-1, args.tokens)
+    try:
+        texts = texts_of(args.data)
+        tokenizer = train_tokenizer(texts, args.vocabulary)
+        rows = rows_of(tokenizer(END.join(texts))["input_ids"], args.tokens)
+    except DataError as error:
+        sys.exit(f"pretrain_llama.py: {error}")
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -50,6 +57,38 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
 
 
+def texts_of(folder: Path) -> list[str]:
+    """Return the instructions of all files, each with its output behind it.
+
+    Raises:
+        DataError: a file is missing, or is no list of objects with ``instruction`` and ``output``.
+    """
+    return [text for file in FILES for text in _texts_in(folder / file)]
+
+
+def _texts_in(path: Path) -> list[str]:
+    try:
+        return [row["instruction"] + row["output"] for row in json.loads(path.read_text())]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. --data takes a folder with {' and '.join(FILES)}.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        wanted = "it has to be JSON, a list of objects with the texts 'instruction' and 'output'"
+        raise DataError(f"{path}: {wanted} ({type(error).__name__}: {error})") from error
+
+
+def rows_of(tokens: Sequence[int], length: int) -> torch.Tensor:
+    """Return the tokens as int64 ``[n, length]``; what is left over is dropped.
+
+    Raises:
+        DataError: they do not fill a row.
+    """
+    if len(tokens) < length:
+        raise DataError(
+            f"the texts have {len(tokens)} tokens, and a row has {length}: give more text, or less --tokens"
+        )
+    return torch.tensor(tokens[: len(tokens) // length * length]).view(-1, length)
+
+
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE of the texts."""
     bpe = Tokenizer(models.BPE())
@@ -65,7 +104,8 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
 def train(model: LlamaForCausalLM, rows: torch.Tensor, steps: int, batch: int, learning_rate: float) -> None:
     """Train every weight on batches drawn with replacement."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    rising = 0.1 if steps > 10 else 0.3  # OneCycleLR divides by zero where exactly one step is to rise
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=rising)
     for step in range(steps):
         chosen = rows[torch.randint(len(rows), (batch,))]
         loss = model(input_ids=chosen, labels=chosen).loss
@@ -77,7 +117,7 @@ def train(model: LlamaForCausalLM, rows: torch.Tensor, steps: int, batch: int, l
             print(f"step {step + 1}: loss {float(loss.detach()):.3f}", flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
     add("--data", type=Path, required=True, help="the folder of instructions")
@@ -91,7 +131,7 @@ def _arguments() -> argparse.Namespace:
     add("--learning_rate", type=float, default=2e-3, help="(default: %(default)s)")
     add("--threads", type=int, default=1, help="(default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

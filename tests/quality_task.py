@@ -1,4 +1,4 @@
-"""A task of the quality benchmark that fits a test: a Bert of six layers, 8 wide, and random rows."""
+"""A task of the quality benchmark that fits a test: a Bert of a few layers, 8 wide, and random rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from transformers import BertConfig, BertForSequenceClassification
 SETTINGS = Settings(steps=8, batch=4, tokens=6, test_rows=4, warmup=0.25, rank=2)
 
 
-def tiny_task() -> Task:
-    """Return the task."""
+def tiny_task(layers: int = 6) -> Task:
+    """Return the task. An adapter is on each of the six linears of a layer."""
     config = BertConfig(
         vocab_size=16,
         hidden_size=8,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=1,
         intermediate_size=8,
         max_position_embeddings=SETTINGS.tokens,

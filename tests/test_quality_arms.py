@@ -10,7 +10,6 @@ from quality_parts.arms import ARMS, Arm
 from quality_parts.rates import block_number, share_of_rate, trained_until
 from quality_parts.resting import Drift
 from quality_parts.run import Run
-from quality_parts.timing import MOST_MASKS, Sample, chosen_masks, summary
 from quality_parts.training import Trainer
 from quality_parts.trials import Stairs
 from quality_task import SETTINGS, tiny_task
@@ -153,17 +152,3 @@ def test_drift_moves_what_rests_by_its_mean_update() -> None:
         optimizer.step()
         drift.after_step()
         torch.testing.assert_close(parameter.detach(), torch.tensor([expected]))
-
-
-def test_masks_to_be_timed_are_weighted_by_their_share() -> None:
-    run = Run("x", 1.0, 0, 4, {}, ["a"], ["1", "0"], [0, 1, 1, 1], [], [])
-    assert chosen_masks(run) == {"1": 0.25, "0": 0.75}
-    costs = summary(chosen_masks(run), {"1": Sample(0.5, 0.5), "0": Sample(0.25, 0.1)}, micro=2)
-    assert costs == {"step": 0.625, "backward": 0.4, "masks": 2}
-
-
-def test_of_many_masks_some_are_timed() -> None:
-    masks = [f"{number:06b}" for number in range(40)]
-    chosen = chosen_masks(Run("x", 1.0, 0, 40, {}, ["a"] * 6, masks, list(range(40)), [], []))
-    assert len(chosen) == MOST_MASKS
-    assert sum(chosen.values()) == pytest.approx(1.0)

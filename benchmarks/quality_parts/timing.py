@@ -15,15 +15,23 @@ from torch import nn
 
 import skiplora_fx
 from skiplora_fx.config import scope_options
+from skiplora_fx.live import live_sites
+from skiplora_fx.registry import flush
 
-from .arms import ARMS, Arm
+from .arms import ARMS, Arm, Plan
 from .run import Run
 from .settings import Settings
 from .store import Store
 from .tasks import Rows, Task
 
 MOST_MASKS = 10
-"""Of an arm with more different masks than this, so many are timed, evenly drawn from its schedule."""
+"""Of an arm with more different masks than this, so many are timed, evenly drawn from its schedules of all seeds."""
+
+DECIDED = 25
+"""Steps of which the decisions are timed: as many as the arms' budgets hold a choice for."""
+
+LOOKED_ON = 32
+"""Steps before those, in which costs get known and the arms' windows of ratios fill."""
 
 
 class Kind(NamedTuple):
@@ -51,8 +59,10 @@ class Runner:
     """For each mask, what it took in each round, and what full LoRA took beside it."""
 
     def step(self) -> Sample:
-        """Run a forward and a backward."""
+        """Run a forward and a backward; what is decided before it is not in its time."""
         self.model.zero_grad(set_to_none=True)
+        for site in live_sites(self.model):
+            site.controller.threshold(site)
         start = _now()
         loss = self.model(*self.batch)
         middle = _now()
@@ -72,39 +82,118 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: 
     """Time the masks of ``arms`` that are in the store, and write them to ``timing`` there: see :func:`summary`.
 
     What was timed before of other arms stays: all are ratios to full LoRA beside them.
+
+    Raises:
+        ValueError: the store has no run of ``arms``.
     """
-    runs = {run.arm: run for run in sorted(store.runs(), key=lambda run: (run.length, -run.seed)) if run.arm in arms}
-    chosen = {arm: chosen_masks(run) for arm, run in runs.items()}
-    names = next(iter(runs.values())).sites
-    kinds = {(arm, mask): kind_of(ARMS[arm], settings) for arm, weights in chosen.items() for mask in weights}
+    runs = longest_runs(store.runs(), arms)
+    if not runs:
+        raise ValueError(f"no run of {', '.join(sorted(arms))} is in {store.folder}: train them before they are timed")
+    chosen = {arm: chosen_masks(same) for arm, same in runs.items()}
+    kinds = {arm: kind_of(ARMS[arm], settings) for arm in runs}
+    masks: dict[Kind, dict[str, None]] = {}
+    for arm, kind in kinds.items():
+        masks.setdefault(kind, {}).update(dict.fromkeys(chosen[arm]))
+    names = next(iter(runs.values()))[0].sites
     task.reset(0)
+    runners = run_rounds(task, settings, masks, names, rounds)
+    program = torch.export.export(task.loss, _batch(task, 1))
+    deciding = {arm: seconds_to_decide(task, program, ARMS[arm], settings) for arm in runs}
+    full = [pair[1] for runner in runners.values() for pairs in runner.samples.values() for pair in pairs]
+    reference = Sample(*map(statistics.median, zip(*full, strict=True)))
+
+    def told(arm: str) -> dict[str, Any]:
+        samples = runners[kinds[arm]].samples
+        medians = {mask: median_ratio(samples[mask]) for mask in chosen[arm]}
+        return {
+            "rounds": rounds,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "seeds": [run.seed for run in runs[arm]],
+            "policy_s": deciding[arm],
+            **summary(chosen[arm], medians, ARMS[arm].micro, deciding[arm] / reference.step),
+        }
+
+    before = (store.read("timing") or {"arms": {}})["arms"]
+    store.write(
+        "timing",
+        {
+            "reference": {"step_s": reference.step, "backward_s": reference.backward},
+            "arms": before | {arm: told(arm) for arm in runs},
+        },
+    )
+
+
+def longest_runs(runs: Sequence[Run], arms: Collection[str]) -> dict[str, list[Run]]:
+    """Return of each of ``arms`` the runs of its greatest length, by seed."""
+    found: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if run.arm in arms:
+            found.setdefault(run.arm, []).append(run)
+    longest = {arm: max(run.length for run in same) for arm, same in found.items()}
+    return {arm: [run for run in same if run.length == longest[arm]] for arm, same in found.items()}
+
+
+def run_rounds(
+    task: Task, settings: Settings, masks: Mapping[Kind, Collection[str]], names: Sequence[str], rounds: int
+) -> dict[Kind, Runner]:
+    """Run each mask of each kind once in every round, and full LoRA under Inductor on a whole batch after it.
+
+    Args:
+        task: its model is copied as it is.
+        settings: of the runs.
+        masks: a 1 for each open gate, in the order of ``names``.
+        names: of the gated adapters.
+        rounds: how many.
+    """
     reference = Runner(_compiled(task.loss, "inductor", {}), _batch(task, settings.batch))
-    runners = {kind: _runner(task, kind) for kind in dict.fromkeys(kinds.values())}
+    runners = {kind: _runner(task, kind) for kind in masks}
     for runner in (reference, *runners.values()):
         for _ in range(3):
             runner.step()
     for _ in range(rounds):
-        for kind, mask in dict.fromkeys((kind, mask) for (_, mask), kind in kinds.items()):
-            runner = runners[kind]
-            runner.force(mask, names)
-            runner.samples.setdefault(mask, []).append((runner.step(), reference.step()))
-    medians = {key: median_ratio(runners[kind].samples[key[1]]) for key, kind in kinds.items()}
-    full = [pair[1] for runner in runners.values() for pairs in runner.samples.values() for pair in pairs]
-    how = {"rounds": rounds, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    store.write(
-        "timing",
-        {
-            "reference": {
-                "step_s": statistics.median(sample.step for sample in full),
-                "backward_s": statistics.median(sample.backward for sample in full),
-            },
-            "arms": (store.read("timing") or {"arms": {}})["arms"]
-            | {
-                arm: how | summary(weights, {mask: medians[arm, mask] for mask in weights}, ARMS[arm].micro)
-                for arm, weights in chosen.items()
-            },
-        },
-    )
+        for kind, runner in runners.items():
+            for mask in masks[kind]:
+                runner.force(mask, names)
+                runner.samples.setdefault(mask, []).append((runner.step(), reference.step()))
+    return runners
+
+
+def seconds_to_decide(task: Task, program: Any, arm: Arm, settings: Settings) -> float:
+    """Return the CPU seconds of the host that an arm's decisions take in a step.
+
+    What is measured is all that comes before a forward of the arm: M of the last backward is read, the policy is shown
+    every site (with FLOPs, if it asks for them), and its thresholds are kept for the gates; for each micro-batch. Not
+    measured are gradient norms, which are taken at the optimizer's step for the policies that ask for them.
+
+    It is the mean over :data:`DECIDED` steps of the arm's training, in eager mode and with one row in a micro-batch, as
+    the number of rows has no part in it. A median would leave out what a policy does in one of many steps only. It is
+    the CPU time of the thread, so that what else runs on a busy machine is not in it; full LoRA's step, of which it
+    becomes a share, is measured as it passes.
+
+    Args:
+        task: what is trained, in place.
+        program: its exported loss, for one row.
+        arm: whose decisions.
+        settings: of the runs.
+    """
+    plan = Plan(settings.steps, max(1, round(settings.warmup * settings.steps)), seed=0)
+    gated = skiplora_fx.apply(program, **arm.options(plan, settings))
+    optimizer = torch.optim.AdamW(task.trained(), lr=1e-3)
+    if arm.micro == 1:
+        skiplora_fx.attach(gated, optimizer)
+    first, *_ = live_sites(gated)
+    seconds = []
+    for step, rows in zip(range(LOOKED_ON + DECIDED), task.batches(0, 1), strict=False):
+        for _ in range(arm.micro):
+            start = time.thread_time()
+            flush()
+            first.controller.threshold(first)
+            seconds.append((time.thread_time() - start) if step >= LOOKED_ON else 0.0)
+            gated(*rows).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return math.fsum(seconds) / DECIDED
 
 
 def kind_of(arm: Arm, settings: Settings) -> Kind:
@@ -112,24 +201,27 @@ def kind_of(arm: Arm, settings: Settings) -> Kind:
     return Kind(arm.scope, settings.batch // arm.micro)
 
 
-def chosen_masks(run: Run) -> dict[str, float]:
-    """Return masks of a run to be timed, each with its share of the backwards."""
-    schedule = run.schedule
-    if len(run.masks) > MOST_MASKS:
+def chosen_masks(runs: Sequence[Run]) -> dict[str, float]:
+    """Return masks of an arm's runs to be timed, each with its share of the backwards of all of them."""
+    schedule = [run.masks[index] for run in runs for index in run.schedule]
+    if len(set(schedule)) > MOST_MASKS:
         schedule = [schedule[(2 * place + 1) * len(schedule) // (2 * MOST_MASKS)] for place in range(MOST_MASKS)]
-    return {run.masks[index]: schedule.count(index) / len(schedule) for index in dict.fromkeys(schedule)}
+    return {mask: schedule.count(mask) / len(schedule) for mask in dict.fromkeys(schedule)}
 
 
-def summary(weights: Mapping[str, float], medians: Mapping[str, Sample], micro: int) -> dict[str, Any]:
+def summary(
+    weights: Mapping[str, float], medians: Mapping[str, Sample], micro: int, policy: float = 0.0
+) -> dict[str, Any]:
     """Return the mean backward and step of a run, as ratios to full LoRA under Inductor on a whole batch.
 
     Args:
         weights: each mask's share of the backwards.
         medians: each mask's ratios, see :func:`median_ratio`.
         micro: backwards in a step.
+        policy: what deciding takes in a step, as a share of full LoRA's step; it is added to the step.
     """
     return {
-        "step": micro * math.fsum(weight * medians[mask].step for mask, weight in weights.items()),
+        "step": policy + micro * math.fsum(weight * medians[mask].step for mask, weight in weights.items()),
         "backward": micro * math.fsum(weight * medians[mask].backward for mask, weight in weights.items()),
         "masks": len(weights),
     }
