@@ -8,7 +8,7 @@ from torch import fx
 
 from .._torch_compat import OpOverload, schema_of
 from .memory import connected
-from .operators import is_view, name_of
+from .operators import is_number, is_view, name_of
 
 _MAY_BE_THEIR_INPUT = frozenset(
     [
@@ -45,8 +45,8 @@ def base_of(node: fx.Node) -> fx.Node:
 
 def _neighbours(node: fx.Node) -> Iterator[fx.Node]:
     if _may_share_with_inputs(node):
-        yield from node.all_input_nodes
-    yield from (user for user in node.users if _may_share_with_inputs(user))
+        yield from (source for source in node.all_input_nodes if not is_number(source))
+    yield from (user for user in node.users if _may_share_with_inputs(user) and not is_number(user))
 
 
 def _may_share_with_inputs(node: fx.Node) -> bool:

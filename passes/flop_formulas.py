@@ -72,5 +72,5 @@ def _concrete(value: Any) -> Any:
 
 
 def number_of(size: int | SymInt) -> int:
-    """Return a size as a number: where it may vary, that which it was traced with."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    """Return a size as a number: where it may vary, that which it was traced with, and 1 where that is not known."""
+    return size if isinstance(size, int) else int(size.node.hint) if size.node.has_hint() else 1

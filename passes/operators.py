@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, fx
+from torch import SymBool, SymFloat, SymInt, Tensor, fx
 
 from .._torch_compat import OpOverload, schema_of
 
@@ -104,6 +104,11 @@ def holds_tensors(node: fx.Node) -> bool:
     """Return whether the node's value is a tensor or a tuple of them, not a number or a submodule."""
     value = node.meta.get("val")
     return isinstance(value, (Tensor, tuple, list))
+
+
+def is_number(node: fx.Node) -> bool:
+    """Return whether the node holds a number, as a size is, and so has no memory."""
+    return isinstance(node.meta.get("val"), (int, float, SymInt, SymFloat, SymBool))
 
 
 def is_view(node: fx.Node) -> bool:

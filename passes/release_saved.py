@@ -52,7 +52,7 @@ class Released:
 
 @dataclass(frozen=True)
 class _Value:
-    """A buffer to give back: its condition, its size in bytes, and the last node that reads it."""
+    """A buffer to give back: its condition, its size in bytes as it was traced, and the last node that reads it."""
 
     base: fx.Node
     read: Condition
@@ -178,7 +178,7 @@ def _write(
     with decisions.meta["val"].fake_mode:
         evaluated.meta["val"] = torch.empty(len(numbers), dtype=torch.bool, device="cpu")
     order = {node: place for place, node in enumerate(graph.nodes)}
-    largest = max(value.size for value in values)
+    largest = max(_bytes(value.base, varying=False) for value in values)
     for group in _groups(sorted(values, key=lambda value: order[value.last])):
         last = max((evaluated, group[-1].last), key=order.__getitem__)
         which = [numbers[value.read] for value in group]
@@ -288,7 +288,8 @@ def _is_dense(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
-def _bytes(node: fx.Node) -> int:
-    """Return the size of a value, without the sizes that are known only when the graph runs."""
+def _bytes(node: fx.Node, varying: bool = True) -> int:
+    """Return the size of a value, with the sizes that it was traced with where they may vary, or without those."""
     value = node.meta["val"]
-    return int(math.prod(size for size in value.shape if isinstance(size, int)) * value.itemsize)
+    shape = [number_of(size) for size in value.shape if varying or isinstance(size, int)]
+    return int(math.prod(shape) * value.itemsize)

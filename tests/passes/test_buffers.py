@@ -42,6 +42,15 @@ def test_what_is_computed_has_memory_of_its_own() -> None:
     assert sharing(run, "add") == {"add"}
 
 
+def test_values_of_one_size_that_varies_have_memory_of_their_own() -> None:
+    def run(x: Tensor, w: Tensor) -> Any:
+        size = x.shape[0] * x.shape[1]
+        return x.sin().view(size), x.cos().view(size)
+
+    nodes = {node.name: node for node in trace(run, X, W, mode="symbolic").graph.nodes}
+    assert {node.name for node in sharing_buffer(nodes["sin"])} == {"sin", "view"}
+
+
 def test_a_view_of_an_input_lies_in_the_input() -> None:
     assert sharing(lambda x, w: x.t().mm(w), "t") == {"x_1", "t"}
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from aten import gate, trace
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from skiplora_fx.passes import find_regions, liveness
+from skiplora_fx.passes.flop_formulas import number_of
 from skiplora_fx.passes.flops import Flops, flops
 
 SQUARE = 2 * 4**3  # a product of two matrices of 4 × 4
@@ -79,3 +81,7 @@ def test_grouped_products_count_as_one_for_each_group(
     counted = counted_flops(trace(backward, torch.ones(1, dtype=torch.bool), a, b, offsets).graph)
     assert counted.total == sum(2 * rows * inner * columns for rows, inner, columns in products)
     assert counted.uncounted == {}
+
+
+def test_a_size_that_is_known_only_when_the_graph_runs_counts_as_one() -> None:
+    assert number_of(ShapeEnv().create_unbacked_symint()) == 1
