@@ -23,7 +23,6 @@ from ._torch_compat import (
 from .config import SkipLoraConfig
 from .failures import Failures
 from .passes import Pipeline
-from .passes.operators import COND
 from .watching import DEBUG_DIR
 
 _REORDERS = ("triton.cudagraphs", "aten_distributed_optimizations.enable_overlap_scheduling")
@@ -65,8 +64,7 @@ def _option(inductor: dict[str, Any], name: str) -> Any:
 def _rewriting_backward(pipeline: Pipeline) -> Callable[[fx.Graph], None]:
     def rewrite(graph: fx.Graph) -> None:
         pipeline.rewrite_backward(graph)
-        if graph.find_nodes(op="call_function", target=COND) or pipeline.released is not None:
-            donate_nothing()  # nor what was given back: all of it lies in one place
+        donate_nothing()  # before Inductor looks; without a cond too, as the backend has torch allow retain_graph
 
     return rewrite
 

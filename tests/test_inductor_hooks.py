@@ -81,3 +81,14 @@ def test_a_graph_can_be_kept_though_its_backward_was_found(monkeypatch: pytest.M
     assert torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"] >= hits + 2
     for parameter, gradient in zip(trained, once, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * gradient)
+
+
+def test_a_backward_that_is_not_predicated_overwrites_nothing_either() -> None:
+    """Torch does not refuse ``retain_graph`` for it."""
+    seen: list[list[int]] = []
+
+    def look(graph: torch.fx.Graph) -> None:
+        seen.append(torch._guards.TracingContext.get().fw_metadata.bw_donated_idxs)
+
+    step(compiled(threshold=0.0, disable_passes=["predicate_backward"], post_grad_custom_post_pass=look))
+    assert seen == [[], []]  # of the forward, and of the backward
