@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 from torch import SymInt, Tensor, fx
 from torch.fx.node import map_arg
 
-from .alike import Read, hashable, kind_of
+from .alike import Read, hashable, is_aligned, kind_of
 from .layer_steps import belongs_in_layers, has_own_kernel, is_step, readers, stays_with_readers
 from .repetitions import repetitions
 
@@ -18,8 +18,6 @@ _FEWEST = 3
 """Layers: what stands in a graph less often is not worth a function."""
 _SMALLEST = 4
 """Kernels of their own in a layer: what has fewer is better fused with what stands around it."""
-_ALIGNMENT = 16
-"""Bytes: at a multiple of so many begins what Inductor takes for the input of a function."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,4 @@ def _may_be_operand(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return isinstance(value, SymInt)
-    offset = value.storage_offset() * value.element_size()
-    aligned = isinstance(offset, int) and offset % _ALIGNMENT == 0
-    return aligned or value.dim() == 0 or value.device.type == "cpu"
+    return is_aligned(value) or value.dim() == 0 or value.device.type == "cpu"
