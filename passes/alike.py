@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
+
+_ALIGNMENT = 16
+"""Bytes: at a multiple of so many begins what Inductor compiles wide accesses for on a GPU."""
 
 
 def structure(graph: fx.Graph, modules: Mapping[str, Hashable]) -> Hashable:
@@ -25,6 +29,16 @@ def layout(value: Tensor) -> Hashable:
     """Return the dtype, device, sizes and strides of a tensor."""
     # As text: comparing symbolic sizes would make torch guard on the answer.
     return (value.dtype, value.device, str(tuple(value.shape)), str(tuple(value.stride())))
+
+
+def is_aligned(value: Tensor) -> bool:
+    """Return whether Inductor takes a tensor for aligned that it is given as an input, as far as its offset is known.
+
+    What it compiles for one that is may fail on one that is not: only at the inputs of a whole graph it looks again
+    when they come. An offset that is not known counts as not aligned, and is not guarded on, as in
+    ``torch._inductor.utils.tensor_is_aligned``.
+    """
+    return statically_known_true(value.storage_offset() * value.element_size() % _ALIGNMENT == 0)
 
 
 @dataclass(frozen=True)
@@ -61,9 +75,9 @@ def hashable(value: Any) -> Hashable:
 
 
 def kind_of(value: Any) -> Hashable:
-    """Return what can be told of a node's value without running it: the layout of each tensor."""
+    """Return what can be told of a node's value without running it: each tensor's layout, and whether it is aligned."""
     if isinstance(value, Tensor):
-        return layout(value)
+        return (layout(value), is_aligned(value))
     if isinstance(value, Iterable):
         return tuple(map(kind_of, value))
     return (type(value), str(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import fx
 
@@ -34,6 +34,16 @@ _MAY_BE_THEIR_INPUT = frozenset(
 def sharing_buffer(node: fx.Node) -> set[fx.Node]:
     """Return the nodes that may lie in the memory of ``node``, itself included; rather too many than too few."""
     return connected(node, _neighbours)
+
+
+def buffers_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, frozenset[fx.Node]]:
+    """Return for each node, and for each that may share its memory, :func:`sharing_buffer`: one set for each buffer."""
+    found: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in nodes:
+        if node not in found:
+            shared = frozenset(sharing_buffer(node))
+            found.update(dict.fromkeys(shared, shared))
+    return found
 
 
 def base_of(node: fx.Node) -> fx.Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from itertools import accumulate, groupby, pairwise
 from torch import SymInt, Tensor, fx
 from torch.fx.node import map_arg
 
-from .alike import Read, hashable, kind_of
+from .alike import Read, hashable, is_aligned, kind_of
 from .layer_steps import (
     belongs_in_layers,
     has_own_kernel,
@@ -20,14 +19,13 @@ from .layer_steps import (
     stands_between_layers,
     stays_with_readers,
 )
+from .repetitions import repetitions
 from .sizes import symbols_of
 
 _FEWEST = 3
 """Layers: what stands in a graph less often is not worth a function."""
 _SMALLEST = 4
 """Kernels of their own in a layer: what has fewer is better fused with what stands around it."""
-_ALIGNMENT = 16
-"""Bytes: at a multiple of so many begins what Inductor takes for the input of a function."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def find_layers(graph: fx.Graph) -> tuple[Layers, ...]:
     """
     steps = _in_order([node for node in graph.nodes if is_step(node)])
     labels = _labels(steps)
-    runs = _runs(labels, 0, len(labels))
+    runs = repetitions(labels, _FEWEST, _SMALLEST)
     return tuple(layers for run in runs for layers in _layers(steps[run.start : run.stop], run.period))
 
 
@@ -100,52 +98,6 @@ def _labels(steps: Sequence[fx.Node]) -> list[int]:
         return (step.target, arguments, kind(step))
 
     return [numbers.setdefault(label(step), len(numbers)) for step in steps]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Labels that repeat: each is that of the step a period further on, up to the last period."""
-
-    start: int
-    stop: int
-    period: int
-
-    @property
-    def saved(self) -> int:
-        """How many steps need not be compiled."""
-        return ((self.stop - self.start) // self.period - 1) * self.period
-
-
-def _runs(labels: Sequence[int], start: int, stop: int) -> Iterator[_Run]:
-    """Yield the runs of some labels that save most, one after the other, in the labels' order."""
-    best = max(_candidates(labels, start, stop), key=lambda run: (run.saved, -run.period), default=None)
-    if best is not None:
-        yield from _runs(labels, start, best.start)
-        yield best
-        yield from _runs(labels, best.stop, stop)
-
-
-def _candidates(labels: Sequence[int], start: int, stop: int) -> Iterator[_Run]:
-    """Yield for each period the longest run between two places, if there is one."""
-    part = labels[start:stop]
-    for period in range(_SMALLEST, len(part) // _FEWEST + 1):
-        same = list(map(operator.eq, part[period:], part))
-        enough = (_FEWEST - 1) * period
-        if sum(same) >= enough:
-            length, first = _longest(same)
-            if length >= enough:
-                yield _Run(start + first, start + first + length + period, period)
-
-
-def _longest(same: Sequence[bool]) -> tuple[int, int]:
-    """Return the length of the longest stretch of True, and where it begins."""
-    best = (0, 0)
-    place = 0
-    for equal, group in groupby(same):
-        length = len(list(group))
-        best = max(best, (length * equal, -place))
-        place += length
-    return best[0], -best[1]
 
 
 def _layers(steps: Sequence[fx.Node], period: int) -> Iterator[Layers]:
@@ -260,6 +212,4 @@ def _may_be_operand(node: fx.Node) -> bool:
         return isinstance(value, SymInt)
     if symbols_of([node]):
         return False
-    offset = value.storage_offset() * value.element_size()
-    aligned = isinstance(offset, int) and offset % _ALIGNMENT == 0
-    return aligned or value.dim() == 0 or value.device.type == "cpu"
+    return is_aligned(value) or value.dim() == 0 or value.device.type == "cpu"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 from .._torch_compat import global_inductor_option, stable_topological_sort
 from ..errors import InternalError
 from ..gate import EVALUATE_CONDITIONS, LET_GO
-from .buffers import base_of, sharing_buffer
+from .buffers import base_of, buffers_of
 from .conditions import Condition, Conditions, flatten
 from .find_regions import Regions, find_regions
 from .flop_formulas import flops_of, number_of
@@ -115,48 +116,64 @@ def settle_released(graph: fx.Graph, released: Released) -> None:
     What has come to lie in the memory of an input, or of another output, since is no longer given back.
     """
     stable_topological_sort(graph)  # as Inductor will: from then on the order is that in which it comes to each node
-    for call in graph.find_nodes(op="call_function", target=LET_GO):
-        values, read, opens, which, size, following, _ = call.args
-        assert isinstance(values, (list, tuple))
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    calls = graph.find_nodes(op="call_function", target=LET_GO)
+    buffers = buffers_of(value for call in calls for value in _values_of(call))
+    read_by = _read_by(graph, buffers, released)
+    for call in calls:
+        _, read, opens, which, size, following, _ = call.args
         assert isinstance(which, (list, tuple))
-        kept = [pair for pair in zip(values, which, strict=True) if _is_still_saved_only(graph, *pair, released)]
+        given = zip(_values_of(call), which, strict=True)
+        kept = [(value, number) for value, number in given if read_by[buffers[value]] <= {number}]
         if not kept:
             graph.erase_node(call)
             continue
-        order = {node: place for place, node in enumerate(graph.nodes)}
         bases = [base_of(value) for value, _ in kept]
-        made = [node for base in bases for node in _made_of(sharing_buffer(base))]
-        last = max(made, key=order.__getitem__)
-        after = [node for node in dict.fromkeys(made) if node not in bases and _is_kept(node) and _is_dense(node)]
+        made = sorted(_made_of(node for base in bases for node in buffers[base]), key=order.__getitem__)
+        last = made[-1]
+        given_back = frozenset(bases)
+        after = [node for node in made if node not in given_back and _is_kept(node) and _is_dense(node)]
         call.args = (bases, read, opens, [number for _, number in kept], size, following, after)
         if order[last] > order[call]:
             last.append(call)
 
 
-def _is_still_saved_only(graph: fx.Graph, value: fx.Node, number: int, released: Released) -> bool:
-    shared = sharing_buffer(value)
-    places = [place for place, node in _outputs(graph) if node in shared]
-    return not _holds_input(shared) and all(released.which.get(place) == number for place in places)
+def _values_of(call: fx.Node) -> Sequence[fx.Node]:
+    values = call.args[0]
+    assert isinstance(values, (list, tuple))
+    return cast(Sequence[fx.Node], values)
+
+
+def _read_by(
+    graph: fx.Graph, buffers: Mapping[fx.Node, frozenset[fx.Node]], released: Released
+) -> Mapping[frozenset[fx.Node], set[int | None]]:
+    """Return the numbers of the conditions under which what lies in each buffer is read; None: in any case."""
+    found: dict[frozenset[fx.Node], set[int | None]] = {
+        shared: {None} if _holds_input(shared) else set() for shared in buffers.values()
+    }
+    for place, node in _outputs(graph):
+        if node in buffers:
+            found[buffers[node]].add(released.which.get(place))
+    return found
 
 
 def _values(
     forward: fx.Graph, backward: fx.Graph, outputs: int, conditions: Conditions, read: Mapping[str, Condition]
 ) -> Iterator[_Value]:
-    order = {node: place for place, node in enumerate(forward.nodes)}
     users = {node for place, node in _outputs(forward) if place < outputs}
-    saved = dict.fromkeys(node for _, node in _saved(forward, outputs))
+    saved = {node: place for place, node in _saved(forward, outputs)}
     decisions = _decisions(forward, backward)
-    seen: set[fx.Node] = set()
-    for node in saved:
-        shared = set() if node in seen else sharing_buffer(node)
-        seen |= shared
-        if not shared or shared & users or decisions in shared or _holds_input(shared):
+    last_made = _last_made(forward)
+    order = {node: place for place, node in enumerate(forward.nodes)}
+    buffers = buffers_of(saved)
+    for shared in dict.fromkeys(buffers[node] for node in saved):
+        if shared & users or decisions in shared or _holds_input(shared):
             continue
-        together = [other for other in saved if other in shared]
+        together = sorted((node for node in shared if node in saved), key=saved.__getitem__)
         condition = conditions.any(read.get(other.name, conditions.true) for other in together)
         if condition == conditions.true or not all(map(_is_dense, together)):
             continue
-        last = max(_made_of(shared), key=order.__getitem__)
+        last = max((last_made[node] for node in shared), key=order.__getitem__)
         for base in dict.fromkeys(map(base_of, together)):
             if _is_dense(base):
                 yield _Value(base, condition, _bytes(base), last)
@@ -207,11 +224,13 @@ def _groups(values: Sequence[_Value]) -> Iterator[list[_Value]]:
     """Yield values that are given back together, about as many bytes each time."""
     enough = sum(value.size for value in values) / _CALLS
     group: list[_Value] = []
+    size = 0
     for value in values:
         group.append(value)
-        if sum(each.size for each in group) >= enough:
+        size += value.size
+        if size >= enough:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 
@@ -224,13 +243,24 @@ def _decisions(forward: fx.Graph, backward: fx.Graph) -> fx.Node:
     return found[0]
 
 
-def _made_of(shared: set[fx.Node]) -> dict[fx.Node, None]:
-    """Return the nodes of a buffer and those that may be computed from it when Inductor has written its kernels.
+def _last_made(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return for each node the last of the graph that :func:`_made_of` gives for it."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    found: dict[fx.Node, fx.Node] = {}
+    for node in reversed(graph.nodes):
+        users = (user for user in node.users if user.op != "output")
+        made = (user if _is_computed_for_itself(user) else found[user] for user in users)
+        found[node] = max((node, *made), key=order.__getitem__)
+    return found
+
+
+def _made_of(shared: Iterable[fx.Node]) -> dict[fx.Node, None]:
+    """Return the nodes of buffers and those that may be computed from them when Inductor has written its kernels.
 
     What is pointwise is computed with whoever reads it, as far as something that is kept, or a product, or a reduction.
     """
     found: dict[fx.Node, None] = dict.fromkeys(shared)
-    ahead = list(shared)
+    ahead = list(found)
     while ahead:
         for user in ahead.pop().users:
             if user in found or user.op == "output" or user.target is LET_GO:
@@ -279,7 +309,7 @@ def _saved(graph: fx.Graph, outputs: int) -> list[tuple[int, fx.Node]]:
     return [(p, n) for p, n in _outputs(graph) if p >= outputs and isinstance(n.meta.get("val"), Tensor)]
 
 
-def _holds_input(shared: set[fx.Node]) -> bool:
+def _holds_input(shared: Iterable[fx.Node]) -> bool:
     return any(node.op != "call_function" for node in shared)
 
 

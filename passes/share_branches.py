@@ -22,7 +22,7 @@ def share_branches(graph: fx.Graph) -> None:
         number of branches does not grow with the number of layers.
     Terms:
         *alike*: the same operators on the same arguments in the same order, on tensors of the same dtype, device,
-        sizes and strides.
+        sizes and strides, which begin at a multiple of 16 bytes or do not.
     """
     owner = graph.owning_module
     assert owner is not None

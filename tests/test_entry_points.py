@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -92,23 +93,39 @@ def test_the_logs_show_sites_rejections_and_regions(tmp_path: Path) -> None:
         assert line in done.stderr, done.stderr
 
 
-def test_a_second_process_finds_the_compiled_graphs_in_the_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decision", ["current", "previous"])
+def test_a_second_process_finds_the_compiled_graphs_in_the_cache(decision: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        textwrap.dedent("""
-            import math, torch, skiplora_fx
+        textwrap.dedent(f"""
+            import copy, json, math, torch, skiplora_fx
             from torch._dynamo.utils import counters
             from lora_modules import Around, batch
             torch.manual_seed(0)
-            model = Around(lambda layer, x: layer(layer(x).relu()))
-            model.compile(backend="skiplora", options={"threshold": math.inf, "warmup_steps": 0, "probe_every": 0})
-            for threshold in (math.inf, 0.0):
+            model, x = Around(lambda layer, x: layer(layer(x).relu())), batch()
+            eager = copy.deepcopy(model)
+            eager(x).sum().backward()
+            options = {{"threshold": math.inf, "decision": "{decision}", "warmup_steps": 0, "probe_every": 0}}
+            model.compile(backend="skiplora", options=options)
+            steps = []
+            for threshold in (math.inf, math.inf, 0.0, 0.0):
                 model.zero_grad()
-                model(batch()).sum().backward()
-                print(bool(model.layer.a.weight.grad.any()), end=" ")
-                skiplora_fx.set_threshold(model, 0.0)
-            print(counters["aot_autograd"]["autograd_cache_hit"])
+                if steps:
+                    skiplora_fx.set_threshold(model, threshold)
+                model(x).sum().backward()
+                sites = skiplora_fx.sites(model)
+                open = not any(site.skipped for site in sites)
+                for name, part in model.layer.named_parameters():
+                    if part.requires_grad:
+                        wanted = eager.layer.get_parameter(name).grad
+                        torch.testing.assert_close(part.grad, wanted if open else torch.zeros_like(wanted))
+                gradients = [part.grad.tolist() for part in model.parameters() if part.requires_grad]
+                steps.append([open, str(sites), skiplora_fx.report(model), gradients])
+            print(json.dumps([counters["aot_autograd"]["autograd_cache_hit"], steps]))
         """)
     )
-    found = [run(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")).stdout.split() for _ in range(2)]
-    assert found == [["False", "True", "0"], ["False", "True", "1"]]
+    found = [json.loads(run(script, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")).stdout) for _ in range(2)]
+    (no_hit, first), (hit, second) = found
+    assert (no_hit, hit) == (0, 1)
+    assert {opened for opened, *_ in first} == {True, False}
+    assert second == first

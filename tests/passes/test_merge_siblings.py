@@ -9,6 +9,7 @@ import models
 import oracle
 import pytest
 import torch
+from aten import CountCalls
 from capture import QuickBackend, dynamo_call
 from torch import Tensor, fx, nn
 
@@ -115,8 +116,11 @@ def test_what_differs_is_left_alone(model: Any) -> None:
     assert groups(model()) == []
 
 
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+
 def products(graph: fx.Graph) -> int:
-    return sum(node.target in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) for node in graph.nodes)
+    return sum(node.target in PRODUCTS for node in graph.nodes)
 
 
 def test_one_product_for_a_one_for_its_gradient_and_one_for_the_input() -> None:
@@ -129,6 +133,29 @@ def test_one_product_for_a_one_for_its_gradient_and_one_for_the_input() -> None:
         found[merges] = products(stages["joint", "joint"]), products(stages["backward", "backward"])
     # of A, dA and dX one each is saved
     assert (found[False][0] - found[True][0], found[False][1] - found[True][1]) == (3, 2)
+
+
+def products_run(merges: bool, rank: int) -> dict[tuple[bool, bool], int]:
+    """Return how many products the backward of a pair makes under each mask."""
+    torch._dynamo.reset()
+    backend = QuickBackend(merges=merges)
+    compiled = torch.compile(Two({"rank": rank}, {"rank": rank}), backend=backend)
+    found = {}
+    for mask in itertools.product((True, False), repeat=2):
+        backend.set_mask(dict(zip(("one", "other"), mask, strict=True)))
+        loss = compiled(x()).sum()
+        with CountCalls(*PRODUCTS) as counted:
+            loss.backward()
+        found[mask] = counted.calls
+    return found
+
+
+def test_the_merged_products_are_left_out_only_where_all_are_shut() -> None:
+    # Of each adapter dB and dΔh · B, of each or of both dA and dX; of the frozen layers two in any case.
+    rank = 12  # of a merged rank up to half the width dX is no region of its own: it costs less than a branch
+    alone, merged = products_run(merges=False, rank=rank), products_run(merges=True, rank=rank)
+    assert alone == {(True, True): 10, (True, False): 6, (False, True): 6, (False, False): 2}
+    assert merged == {(True, True): 8, (True, False): 6, (False, True): 6, (False, False): 2}
 
 
 def _llama() -> Any:

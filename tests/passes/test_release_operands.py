@@ -68,11 +68,12 @@ def peak(model: nn.Module, threshold: float) -> int:
     return peak_of(step, "cpu")
 
 
-@pytest.mark.parametrize("scope", ["adapter", "layer"])
-def test_skipping_takes_no_memory(scope: str) -> None:
+# 1.088 and 1.135 were measured; a goal of 1.01 is missed in a model as small as this (docs/performance.md).
+@pytest.mark.parametrize(("scope", "most"), [("adapter", 1.10), ("layer", 1.15)])
+def test_skipping_everything_takes_little_memory(scope: str, most: float) -> None:
     model = copy.deepcopy(models.with_lora(models.llama(3), "all-linear"))
     options = {"scope": scope, "threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "strict": True}
     model.compile(backend="skiplora", options=options)
     peak(model, 0.0)
     # Beside what the forward saved, which goes as regions read it, one block's gradients are held.
-    assert peak(model, math.inf) < 1.2 * peak(model, 0.0)
+    assert peak(model, math.inf) < most * peak(model, 0.0)

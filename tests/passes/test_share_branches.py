@@ -51,6 +51,33 @@ def test_what_is_shared_is_gone_from_the_module() -> None:
     assert len([name for name, _ in after.named_children() if "region" in name]) == distinct(after)
 
 
+def of_saved(one: Tensor, other: Tensor) -> fx.GraphModule:
+    """Return a predicated backward of two regions that are alike, each of which reads one value that was saved."""
+
+    def backward(opens: Tensor, grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gate(grad, opens, site).mm(value) for site, value in enumerate(saved))
+
+    return predicated(trace(backward, torch.ones(2, dtype=torch.bool), GRAD, one, other), 2)
+
+
+@pytest.mark.parametrize(("offset", "branches"), [(0, 2), (4, 2), (1, 4), (6, 4)])
+def test_what_is_aligned_shares_no_branch_with_what_is_not(offset: int, branches: int) -> None:
+    assert distinct(of_saved(torch.randn(4, 4), torch.randn(16 + offset)[offset:].view(4, 4))) == branches
+
+
+def test_where_it_begins_is_not_guarded_on() -> None:
+    def reading(saved: Tensor, start: int) -> Tensor:
+        return same(saved[start : start + 3])
+
+    graph = trace(reading, torch.randn(12, 3), 4, mode="symbolic").graph
+    offset = next(node.meta["val"].storage_offset() for node in graph.nodes if "slice" in node.name)
+    assert isinstance(offset, torch.SymInt)
+    guards = offset.node.shape_env.guards
+    before = len(guards)
+    structure(graph, {})
+    assert len(guards) == before
+
+
 def same(x: Tensor) -> Tensor:
     return x.mm(x) + 1
 
@@ -63,6 +90,7 @@ DIFFERENT: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "size": (same, torch.randn(5, 5)),
     "strides": (same, torch.randn(4, 4).t()),
     "dtype": (same, torch.randn(4, 4).double()),
+    "alignment": (same, torch.randn(17)[1:].view(4, 4)),
     "shared result": (lambda x: (y := x.mm(x)) + y, GRAD),
 }
 
