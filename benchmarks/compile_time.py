@@ -8,6 +8,9 @@ Compiles the forward and the backward of the PEFT Llama of ``speed.py``, each ti
 
 for each number of layers, and prints the seconds of the first step, by the clock and of the CPU, the C++ compiler's
 among them, with their ratios to Inductor's. On a machine that does other work those of the CPU are what compares.
+
+Inductor compiles one kernel after the other: the workers that it would hand Triton's kernels to are processes that
+nobody waits for, whose seconds are not known. With them a first step takes less by the clock.
 """
 
 from __future__ import annotations
@@ -87,9 +90,13 @@ def _median(taken: list[Seconds]) -> Seconds:
 def _start(arm: str, layers: int, caches: str) -> Seconds:
     """Return the seconds of the first step in a process of its own, whose caches are in the folder ``caches``."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one-start", arm, "--layers", str(layers)]
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": caches}
-    finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    finished = subprocess.run(command, env=environment(caches), stdout=subprocess.PIPE, check=True, text=True)
     return Seconds(**json.loads(finished.stdout.splitlines()[-1]))
+
+
+def environment(caches: str) -> dict[str, str]:
+    """Return that of a start: Inductor without workers, its caches in the folder ``caches``."""
+    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": caches, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 def _first_step(args: argparse.Namespace, arm: str) -> Seconds:

@@ -2,34 +2,47 @@
 # Speed, memory and compile time of the Llama-2-7B shape on an NVIDIA GPU: random bfloat16 weights, rank 16.
 #   sh benchmarks/gpu.sh PYTHON RESULTS [OPTION...]
 # Options go to every run, as `--layers 2` does for a quick look. A run whose file is there is not made again.
-set -eu
+# 34 runs: 16 of speed and 16 of memory, in which an oracle is compiled for each mask, and 2 of compile time, of 12 starts
+# each, four of them of all 32 layers. A run that fails (out of memory, say) stops none of the others: at the end such
+# runs are named, and the exit status is 1. They alone are made again the next time.
+set -u
 python=$1
 results=$2
 shift 2
 here=$(dirname "$0")
-mkdir -p "$results"
+mkdir -p "$results" || exit
+failed=
 
 once() {
-    file=$results/$1.json
+    name=$1
     script=$2
     shift 2
-    [ -e "$file" ] || "$python" "$here/$script.py" --preset llama-2-7b --json "$file" "$@"
+    [ -e "$results/$name.json" ] && return
+    echo "== $name"
+    "$python" "$here/$script.py" --preset llama-2-7b --json "$results/$name.json" "$@" && return
+    echo "== $name: failed with exit status $?" >&2
+    failed="$failed $name"
 }
 
 for targets in all qv; do
     for shape in 4x512 1x2048; do
         for saving in "" --checkpointing; do
             for scope in adapter layer; do
-                name=$targets-$shape-$scope${saving:+-checkpointing}
+                run=$targets-$shape-$scope${saving:+-checkpointing}
                 of="--targets $targets --batch ${shape%x*} --length ${shape#*x} --scope $scope $saving"
                 # shellcheck disable=SC2086
-                once "speed-$name" speed $of --lengths alpaca \
+                once "speed-$run" speed $of --lengths alpaca \
                     --masks nothing "lower quarter" "lower half" "lower three quarters" everything "random 60 %" \
                     --arms skiplora oracle inductor "eager detach" eager "$@"
                 # shellcheck disable=SC2086
-                once "memory-$name" memory $of "$@"
+                once "memory-$run" memory $of "$@"
             done
         done
     done
     once "compile-$targets" compile_time --targets "$targets" --depths 2 8 32 --arms inductor skiplora "skiplora warm" "$@"
 done
+
+if [ -n "$failed" ]; then
+    echo "failed:$failed" >&2
+    exit 1
+fi

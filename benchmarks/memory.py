@@ -108,12 +108,12 @@ def settled_peak(runner: Runner, device: str) -> int:
 def peak_of(run: Callable[[], Any], device: str) -> int:
     """Return the most that ``run`` holds at once above what is held before it, bytes."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     return max(accumulate(_changes(profiled), initial=0))

@@ -1,12 +1,15 @@
-"""Small tensors on their way from a device to the host, and how who has the tensor finds its copy."""
+"""Small tensors on their way between a device and the host, and how who has the tensor finds its copy."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .cuda_event import cuda_event
 
 
 class HostCopy:
@@ -25,14 +28,23 @@ class HostCopy:
         if tensor.is_cuda:
             self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived = cuda_event(tensor.device)
 
     def tolist(self) -> list[Any]:
         """Return the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor.tolist()
+
+
+def to_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return float32 ``[n]`` on ``device``; a CUDA device is not waited for.
+
+    From memory that is not pinned the copy would wait for all that the device has been given. The pinned memory is not
+    used again before the copy is done: the allocator of such memory sees to it.
+    """
+    on_cuda = device.type == "cuda"
+    return torch.tensor(values, dtype=torch.float32, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
 
 
 # By storage, with the offset in it, as autograd hands a saved tensor out as another object. Not by address, where

@@ -18,7 +18,7 @@ from ._torch_compat import current_backward
 from .config import SkipLoraConfig
 from .controller import Controller
 from .enclosing import model_of, owner_of
-from .host_copy import HostCopy, begin_copy, forget_copy_of
+from .host_copy import HostCopy, begin_copy, forget_copy_of, to_device
 from .live_site import LiveSite, Slot
 from .passes.flops import Flops
 from .registry import BACKEND, at_rest, controller_of, home_of, is_live, learn_home, leave_to_read, site_of
@@ -196,7 +196,7 @@ class Binding:
         values = tuple(site.controller.threshold(site) if training else 0.0 for site in self._sites)
         if values != self._values:
             self._values = values
-            self._vector = torch.tensor(values, dtype=torch.float32).to(self._device)
+            self._vector = to_device(values, self._device)
         return self._vector
 
     def forward(self) -> Forward:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
 import torch
+
+from .cuda_event import cuda_event
 
 
 class Stopwatch:
@@ -15,28 +18,20 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events = _cuda_events() if device.type == "cuda" else None
-        self._times = [0.0, 0.0]
-        self._mark(0)
+        self._device = device
+        self._marks = [self._mark()]
 
     def stop(self) -> None:
         """Take the second time."""
-        self._mark(1)
+        self._marks.append(self._mark())
 
-    def _mark(self, which: int) -> None:
-        if self._events is not None:
-            self._events[which].record()
-        else:
-            self._times[which] = perf_counter()
+    def _mark(self) -> Any:
+        return cuda_event(self._device, timing=True) if self._device.type == "cuda" else perf_counter()
 
     def seconds(self) -> float:
         """Return the time between; waits for the device."""
-        if self._events is None:
-            return self._times[1] - self._times[0]
-        first, second = self._events
+        first, second = self._marks
+        if self._device.type != "cuda":
+            return float(second - first)
         second.synchronize()
         return float(first.elapsed_time(second)) / 1000
-
-
-def _cuda_events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

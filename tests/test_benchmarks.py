@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_time import environment
 from speed_parts.arguments import PRESETS, add_shape, parse
 from speed_parts.masks import MASKS, shut_sites
 
@@ -57,6 +58,46 @@ def test_compile_time_has_a_row_for_each_arm(tmp_path: Path) -> None:
     found = rows(tmp_path, "compile_time", "--depths", "1", "--arms", "skiplora", "skiplora warm")
     assert [row["runner"] for row in found] == ["inductor", "skiplora", "skiplora warm"]
     assert all(row["seconds"]["wall"] > 0 and row["seconds"]["cpu"] > 0 for row in found)
+
+
+def test_compile_time_starts_without_workers_whose_seconds_are_not_known(tmp_path: Path) -> None:
+    print_threads = "from torch._inductor.config import compile_threads; print(compile_threads)"
+    finished = subprocess.run(
+        [sys.executable, "-c", print_threads], env=environment(str(tmp_path)), capture_output=True
+    )
+    assert finished.stdout.split() == [b"1"]
+
+
+@pytest.fixture
+def stand_in_for_python(tmp_path: Path) -> Path:
+    """A program in Python's place, which crashes in one of the runs and writes the file of any other."""
+    program = tmp_path / "python"
+    program.write_text(
+        """#!/bin/sh
+for given in "$@"; do
+    [ "${last:-}" = --json ] && file=$given
+    last=$given
+done
+case $file in *memory-all-1x2048-layer.json) exit 137 ;; esac
+echo "$last" > "$file"
+"""
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_the_series_on_a_gpu_goes_on_behind_a_run_that_fails(stand_in_for_python: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results of a GPU"
+    command = ["sh", str(BENCHMARKS / "gpu.sh"), str(stand_in_for_python), str(results), "--layers", "2"]
+    for runs in (34, 1):  # the second time only what has failed is left
+        finished = subprocess.run(command, capture_output=True, text=True)
+        assert finished.returncode == 1
+        assert finished.stdout.count("==") == runs
+        assert finished.stderr.splitlines()[-1] == "failed: memory-all-1x2048-layer"
+        assert len(list(results.iterdir())) == 33
+    assert {file.read_text() for file in results.iterdir()} == {"2\n"}
+    (results / "compile-qv.json").rename(results / "memory-all-1x2048-layer.json")
+    assert subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_a_preset_is_weaker_than_what_is_given() -> None:

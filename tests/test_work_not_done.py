@@ -17,14 +17,25 @@ import skiplora_fx
 
 SHARES_COMPILED = True
 LAYERS, SCOPES = 4, ("adapter", "layer")
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")],
+    ),
+]
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkl::_mkl_linear")
-ATTENTION = ("aten::_scaled_dot_product_flash_attention_for_cpu_backward",)
+ATTENTION = tuple(
+    f"aten::_scaled_dot_product_{kernel}_backward"
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+)
 
 
 def products_in_backward(model: nn.Module) -> dict[str, int]:
     """Return how many matrix products, and how many attention backwards, one backward runs."""
     model.zero_grad(set_to_none=True)
-    loss = model(**models.tokens()).loss
+    device = next(model.parameters()).device
+    loss = model(**{name: value.to(device) for name, value in models.tokens().items()}).loss
     with profile(activities=[ProfilerActivity.CPU]) as run:
         loss.backward()
     counts = {event.key: event.count for event in run.key_averages()}
@@ -45,10 +56,10 @@ def frozen(model: nn.Module, names: list[str]) -> nn.Module:
     return copied
 
 
-@pytest.fixture(scope="module")
-def eager() -> nn.Module:
+@pytest.fixture(scope="module", params=DEVICES)
+def eager(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    return models.with_lora(models.llama(LAYERS)).train()
+    return models.with_lora(models.llama(LAYERS)).to(request.param).train()
 
 
 @pytest.fixture(

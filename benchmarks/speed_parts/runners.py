@@ -48,17 +48,18 @@ class Runner:
         self.model = model
         self.compile_s: float | None = None
         self._batch = batch
+        self._device = next(iter(batch.values())).device
         self._compiled = compiled
 
     def step(self) -> Sample:
         """Run a forward and a backward; return the time of each."""
         self.model.zero_grad(set_to_none=True)
-        start = _now()
+        start = self._now()
         loss = self.model(**self._batch).loss
-        middle = _now()
+        middle = self._now()
         if loss.requires_grad:  # nothing does when every adapter is detached eagerly
             loss.backward()
-        return Sample(middle - start, _now() - middle)
+        return Sample(middle - start, self._now() - middle)
 
     def warm_up(self, steps: int) -> None:
         """Run ``steps`` untimed; the first of them compiles, with nothing on disk from an earlier compile."""
@@ -70,9 +71,14 @@ class Runner:
 
     def first_step(self) -> float:
         """Run a forward and a backward; return the seconds of both, in which a compiled runner compiles."""
-        start = _now()
+        start = self._now()
         self.step()
-        return _now() - start
+        return self._now() - start
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def gated(
@@ -122,9 +128,3 @@ def detached(model: PeftModel, shut: Collection[str], scope: str, batch: dict[st
 def eager(model: PeftModel, batch: dict[str, Tensor]) -> Runner:
     """Return a copy that runs as PEFT made it."""
     return Runner("eager", with_own_adapters(model), batch, compiled=False)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
