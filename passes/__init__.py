@@ -22,6 +22,7 @@ from .find_regions import Regions, find_regions
 from .flops import Flops, flops
 from .fold_gates import FoldedGates, check_consumed, fold_gates
 from .insert_gates import GatedGraph, insert_gates
+from .layer_steps import is_step
 from .liveness import Liveness, is_gate, liveness
 from .merge_siblings import merge_siblings
 from .operators import COND
@@ -292,7 +293,7 @@ class Pipeline:
             self.on_failure("outline_layers", error)
 
     def _outline(self, graph: fx.Graph) -> None:
-        if symbols_of(graph.nodes) or graph.find_nodes(op="call_function", target=LET_GO):
+        if symbols_of(filter(is_step, graph.nodes)) or graph.find_nodes(op="call_function", target=LET_GO):
             log.debug("outline_layers: the graph has symbolic sizes, or gives memory back")
             return
         found = find_layers(graph)

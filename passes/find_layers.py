@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 
 from torch import SymInt, Tensor, fx
 from torch.fx.node import map_arg
 
 from .alike import Read, hashable, kind_of
-from .layer_steps import belongs_in_layers, has_own_kernel, is_step, readers, stays_with_readers
+from .layer_steps import (
+    belongs_in_layers,
+    has_own_kernel,
+    is_step,
+    readers,
+    stands_between_layers,
+    stays_with_readers,
+)
+from .sizes import symbols_of
 
 _FEWEST = 3
 """Layers: what stands in a graph less often is not worth a function."""
@@ -55,7 +63,8 @@ def find_layers(graph: fx.Graph) -> tuple[Layers, ...]:
         A graph, aten-level, as Inductor is about to lower it. It is not changed.
     Out:
         Disjoint stretches, each of which may become one call of a function on its operands. In none of them anything
-        mutates, communicates or draws from a generator.
+        mutates, communicates or draws from a generator. Where each layer holds something that draws, the stretches are
+        what lies between.
     Terms:
         *step*: a node that computes, see :func:`~.layer_steps.is_step`.
         *period*: the number of steps from one in a layer to the same in the next.
@@ -63,8 +72,8 @@ def find_layers(graph: fx.Graph) -> tuple[Layers, ...]:
     """
     steps = _in_order([node for node in graph.nodes if is_step(node)])
     labels = _labels(steps)
-    found = (_layers(steps[run.start : run.stop], run.period) for run in _runs(labels, 0, len(labels)))
-    return tuple(layers for layers in found if layers is not None)
+    runs = _runs(labels, 0, len(labels))
+    return tuple(layers for run in runs for layers in _layers(steps[run.start : run.stop], run.period))
 
 
 def _in_order(steps: Sequence[fx.Node]) -> list[fx.Node]:
@@ -85,7 +94,7 @@ def _labels(steps: Sequence[fx.Node]) -> list[int]:
     kind = cache(lambda node: Read(node.target if _is_module(node) else kind_of(node.meta.get("val"))))
 
     def label(step: fx.Node) -> Hashable:
-        if not belongs_in_layers(step):
+        if not (belongs_in_layers(step) or stands_between_layers(step)):
             return step
         arguments = hashable(map_arg((step.args, step.kwargs), kind))
         return (step.target, arguments, kind(step))
@@ -139,21 +148,32 @@ def _longest(same: Sequence[bool]) -> tuple[int, int]:
     return best[0], -best[1]
 
 
-def _layers(steps: Sequence[fx.Node], period: int) -> Layers | None:
-    """Return the layers in steps whose labels repeat; None if what they read shows that they are not alike."""
-    if sum(map(has_own_kernel, steps[:period])) < _SMALLEST:
-        return None
-    cut = _best_cut(steps, period)
-    stretches = [_Stretch(steps[at : at + period]) for at in range(cut, len(steps) - period + 1, period)]
-    groups = (list(group) for _, group in groupby(stretches, key=lambda stretch: stretch.structure))
-    alike = max(groups, key=len)
-    if len(alike) < _FEWEST or alike[0].structure is None:
-        return None
-    results = frozenset[tuple[int, int]]().union(*(stretch.results() for stretch in alike))
-    return Layers(
-        tuple(stretch.layer() for stretch in alike),
-        tuple((place, None if part < 0 else part) for place, part in sorted(results)),
-    )
+def _layers(steps: Sequence[fx.Node], period: int) -> Iterator[Layers]:
+    """Yield the layers in steps whose labels repeat, without those that by what they read turn out not to be alike."""
+    for start, length in _parts(steps, period):
+        if sum(map(has_own_kernel, steps[start : start + length])) >= _SMALLEST:
+            alike = _alike(steps[at : at + length] for at in range(start, len(steps) - length + 1, period))
+            if len(alike) >= _FEWEST and alike[0].structure is not None:
+                results = frozenset[tuple[int, int]]().union(*(stretch.results() for stretch in alike))
+                yield Layers(
+                    tuple(stretch.layer() for stretch in alike),
+                    tuple((place, None if part < 0 else part) for place, part in sorted(results)),
+                )
+
+
+def _parts(steps: Sequence[fx.Node], period: int) -> Iterator[tuple[int, int]]:
+    """Yield where the first layer, or the first of each part of a layer, begins, and how many steps it has."""
+    between = [place for place, step in enumerate(steps[:period]) if not belongs_in_layers(step)]
+    if not between:
+        yield _best_cut(steps, period), period
+    for place, following in pairwise((*between, *(place + period for place in between[:1]))):
+        yield place + 1, following - place - 1
+
+
+def _alike(stretches: Iterable[Sequence[fx.Node]]) -> list[_Stretch]:
+    """Return the most stretches in a row that compute the same."""
+    groups = groupby(map(_Stretch, stretches), key=lambda stretch: stretch.structure)
+    return max((list(group) for _, group in groups), key=len)
 
 
 def _best_cut(steps: Sequence[fx.Node], period: int) -> int:
@@ -238,6 +258,8 @@ def _may_be_operand(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return isinstance(value, SymInt)
+    if symbols_of([node]):
+        return False
     offset = value.storage_offset() * value.element_size()
     aligned = isinstance(offset, int) and offset % _ALIGNMENT == 0
     return aligned or value.dim() == 0 or value.device.type == "cpu"

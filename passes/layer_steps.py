@@ -14,6 +14,8 @@ from .operators import COND, is_creation, is_view, name_of
 
 _SEEDS = frozenset(("prims.inductor_seed", "prims.inductor_seeds", "prims.inductor_lookup_seed"))
 _DRAW_BY_SEED = frozenset(("prims.inductor_random", "prims.inductor_randint"))
+_FROM_A_STATE = frozenset(("run_and_save_rng_state", "run_with_rng_state", "graphsafe_run_with_rng_state"))
+"""What activation checkpointing makes of an operator that may draw, as of attention, with or without a dropout."""
 _COMMUNICATE = ("_c10d_functional", "c10d", "_dtensor")
 _WRITTEN_IN_PLACE = frozenset(
     f"aten.{name}"
@@ -67,13 +69,28 @@ def belongs_in_layers(step: fx.Node) -> bool:
     """Return whether a step may be moved into a function: it does nothing but compute tensors, always the same ones."""
     if step.target in (COND, RELEASE):
         return True
+    return _only_computes(step) and not _draws(step)
+
+
+def stands_between_layers(step: fx.Node) -> bool:
+    """Return whether a step may be moved into no function, and what lies before and behind it may: it only draws."""
+    return name_of(step) in _FROM_A_STATE or (_only_computes(step) and _draws(step))
+
+
+def _only_computes(step: fx.Node) -> bool:
+    """Return whether a step does nothing but compute tensors, be it of random numbers."""
     if not isinstance(step.target, OpOverload) or step.target.namespace.startswith(_COMMUNICATE):
         return False
     schema = schema_of(step.target)
     aliases = any(result.alias_info is not None for result in schema.returns)
-    if schema.is_mutable or aliases or name_of(step) in _WRITTEN_IN_PLACE or "unbacked_bindings" in step.meta:
+    if schema.is_mutable or aliases or _is_written_in_place(step) or "unbacked_bindings" in step.meta:
         return False
-    return not (_draws(step) or step.is_impure(impure_random=False))
+    return not step.is_impure(impure_random=False)
+
+
+def _is_written_in_place(step: fx.Node) -> bool:
+    """Return whether Inductor may turn a step into a write: a constant is made anew in each function that reads it."""
+    return name_of(step) in _WRITTEN_IN_PLACE and not is_creation(step.all_input_nodes[0])
 
 
 def _draws(step: fx.Node) -> bool:

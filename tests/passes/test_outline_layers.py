@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from typing import Any
 
 import models
+import oracle
 import pytest
 import torch
 from aten import trace
 from torch import Tensor, fx, nn
 from torch._inductor.utils import run_and_get_code
+from torch._prims.rng_prims import run_with_rng_state
 
 from skiplora_fx import passes
 from skiplora_fx._torch_compat import INVOKE_SUBGRAPH, dynamo_counters
@@ -73,6 +76,44 @@ def test_what_mutates_stays_outside() -> None:
     assert not find_layers(trace(mutating, X, WEIGHT, torch.zeros(4, 4)).graph)
 
 
+@pytest.mark.parametrize("draw", [torch.bernoulli, "run_with_rng_state"])
+def test_what_draws_stays_outside_and_what_lies_between_does_not(draw: Any) -> None:
+    state = torch.get_rng_state()
+
+    def drawing(x: Tensor, weight: Tensor, state: Tensor) -> Tensor:
+        for _ in range(4):
+            x = layers(1)(x, weight).sigmoid()
+            noise = draw(x) if callable(draw) else run_with_rng_state(state, torch.ops.aten.bernoulli.default, x)
+            x = x * noise + x
+        return x
+
+    gm = trace(drawing, X, WEIGHT, state)
+    assert (outlined(gm), functions(gm)) == (3, 1)  # what comes before the first draw, and behind the last, is no layer
+    assert not any(draws(node) for _, function in gm.named_children() for node in function.graph.nodes)
+    assert [draws(node) for node in gm.graph.nodes].count(True) == 4
+    torch.manual_seed(1)
+    found = gm(X, WEIGHT, state)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, drawing(X, WEIGHT, state))
+
+
+def draws(node: fx.Node) -> bool:
+    return node.op == "call_function" and ("bernoulli" in str(node.target) or "rng_state" in str(node.target))
+
+
+@pytest.mark.parametrize(("constant", "calls"), [(True, 5), (False, 0)])
+def test_what_may_be_written_in_place_stays_outside_unless_into_a_constant(constant: bool, calls: int) -> None:
+    def scattering(x: Tensor, weight: Tensor) -> Tensor:
+        for _ in range(5):
+            zeros = torch.ops.aten.full([4, 4], 0.0) if constant else x.neg()
+            x = layers(1)(torch.ops.aten.slice_scatter(zeros, x[:2], 0, 1, 3), weight)
+        return x
+
+    gm = trace(scattering, X, WEIGHT)
+    assert outlined(gm) == calls
+    torch.testing.assert_close(gm(X, WEIGHT), scattering(X, WEIGHT))
+
+
 @pytest.mark.parametrize("name", ["find_layers", "outline_layers"])
 def test_a_graph_on_which_it_fails_is_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done, failed = getattr(passes, name), []
@@ -129,6 +170,19 @@ class TestThroughInductor:
             torch.testing.assert_close(found[name], want, rtol=0, atol=tolerance * max(float(want.abs().max()), 1e-2))
 
     @pytest.mark.slow
+    def test_layers_whose_activations_are_checkpointed(self) -> None:
+        """Their attention is told the generator's state, though it draws nothing, and stays outside."""
+        shut = "*layers.2*"
+        code, found = gradients(checkpointing=True, outline_layers=True, threshold={shut: math.inf, "*": 0.0})
+        assert [calls([text]) for text in code if calls([text])] == [4, 3]  # of the forward, and of the backward
+        model = lora_llama(checkpointing=True)
+        mask = {name: not fnmatch(name, shut) for name in oracle.adapted_layers(model)}
+        assert list(mask.values()).count(False) == 2
+        with oracle.detached(model, "adapter", mask):
+            wanted = oracle.gradients(model, lambda: model(**models.tokens()).loss)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.slow
     def test_a_compile_from_caches_has_them_too(self) -> None:
         code, found = gradients(outline_layers=True, threshold=0.0)
         hits = dynamo_counters["aot_autograd"]["autograd_cache_hit"]
@@ -153,12 +207,12 @@ def gradients(
     targets: Any = models.QV,
     dtype: torch.dtype = torch.float32,
     dropout: float = 0.0,
+    checkpointing: bool = False,
     **options: Any,
 ) -> tuple[list[str], Mapping[str, Tensor | None]]:
     """Compile and run one step; return what Inductor wrote, and the gradients."""
     torch._dynamo.reset()
-    torch.manual_seed(0)
-    model: nn.Module = models.with_lora(models.llama(5), targets, dropout=dropout).to(dtype).train()
+    model = lora_llama(targets, dtype, dropout, checkpointing)
     batch = models.tokens()
     model.compile(backend="skiplora", options={"warmup_steps": 0, "probe_every": 0, "strict": True, **options})
 
@@ -168,3 +222,13 @@ def gradients(
 
     _, code = run_and_get_code(step)
     return code, {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def lora_llama(
+    targets: Any = models.QV, dtype: torch.dtype = torch.float32, dropout: float = 0.0, checkpointing: bool = False
+) -> nn.Module:
+    torch.manual_seed(0)
+    base = models.llama(5)
+    if checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return models.with_lora(base, targets, dropout=dropout).to(dtype).train()
