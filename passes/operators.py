@@ -84,6 +84,10 @@ CREATIONS: frozenset[str] = frozenset(
 )
 """Operators that make a tensor from numbers: cheaper to repeat than to hand over."""
 
+COMMUNICATE = ("_c10d_functional", "c10d", "_dtensor")
+"""What the namespaces of operators that exchange with other processes begin with."""
+
+_DRAW_BY_SEED = frozenset(("prims.inductor_random", "prims.inductor_randint"))
 
 _NEARLY_POINTWISE: frozenset[str] = frozenset((*_aten("clone _to_copy slice_scatter"), "prims.convert_element_type"))
 
@@ -141,9 +145,24 @@ def must_always_run(node: fx.Node) -> bool:
         return False
     if not isinstance(target, OpOverload):
         return True  # a higher-order operator, or a Python function on numbers
-    if schema_of(target).is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
+    if schema_of(target).is_mutable or draws(node):
         return True
-    return target.namespace.startswith(("_c10d_functional", "c10d", "_dtensor")) or node.is_impure()
+    return target.namespace.startswith(COMMUNICATE) or node.is_impure(impure_random=False)
+
+
+def draws(node: fx.Node) -> bool:
+    """Return whether the node takes random numbers from a generator.
+
+    Attention does only if it drops something, and its backward takes the seed that the forward drew.
+    """
+    target = node.target
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    arguments = [argument.name for argument in schema_of(target).arguments]
+    if name_of(node) in _DRAW_BY_SEED or "philox_seed" in arguments:
+        return False
+    given = {**dict(zip(arguments, node.args, strict=False)), **node.kwargs}
+    return "dropout_p" not in arguments or given.get("dropout_p", 0.0) != 0.0
 
 
 def floating(nodes: Iterable[fx.Node]) -> list[fx.Node]:
