@@ -6,7 +6,8 @@ Tables by name, not by object, as not every build of torch has every operator.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -151,17 +152,22 @@ def must_always_run(node: fx.Node) -> bool:
 
 
 def draws(node: fx.Node) -> bool:
-    """Return whether the node takes random numbers from a generator.
+    """Return whether the node takes random numbers from a generator."""
+    return isinstance(node.target, OpOverload) and call_draws(node.target, node.args, node.kwargs)
+
+
+def call_draws(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call takes random numbers from a generator.
 
     Attention does only if it drops something, and its backward takes the seed that the forward drew.
     """
-    target = node.target
-    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    if torch.Tag.nondeterministic_seeded not in operator.tags:
         return False
-    arguments = [argument.name for argument in schema_of(target).arguments]
-    if name_of(node) in _DRAW_BY_SEED or "philox_seed" in arguments:
+    schema = schema_of(operator)
+    arguments = [argument.name for argument in schema.arguments]
+    if schema.name.replace("::", ".") in _DRAW_BY_SEED or "philox_seed" in arguments:
         return False
-    given = {**dict(zip(arguments, node.args, strict=False)), **node.kwargs}
+    given = {**dict(zip(arguments, args, strict=False)), **kwargs}
     return "dropout_p" not in arguments or given.get("dropout_p", 0.0) != 0.0
 
 
