@@ -85,7 +85,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
     Stage("merge_siblings", "dynamo", "autograd has not run yet, so it writes the merged backward itself"),
     Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
-    Stage("drop_rng_states", "backward", "the partitioner has written them, and liveness would keep what reads them"),
+    Stage("drop_rng_states", "backward", "the partitioner wrote them, and liveness would always run what they call"),
     Stage(
         "release_saved", "forward", "the partitioner has settled what is saved, and Inductor has compiled no half yet"
     ),

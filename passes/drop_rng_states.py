@@ -30,9 +30,10 @@ def drop_rng_states(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         call = _called(node)
         if call is not None and not call_draws(*call):
+            meta = {"val": _fake_result(*call), **node.meta}  # the partitioner notes none of what it writes
             with graph.inserting_before(node):
                 bare = graph.call_function(*call)
-            bare.meta = {"val": _fake_result(*call), **node.meta}  # the partitioner notes none of what it writes
+            bare.meta = meta
             node.replace_all_uses_with(bare)
             graph.erase_node(node)
 
