@@ -16,6 +16,7 @@ from ..errors import InternalError
 from ..gate import LET_GO
 from ..site import Findings
 from .copying import kept_whole
+from .drop_rng_states import drop_rng_states
 from .find_layers import find_layers
 from .find_lora import find_lora
 from .find_regions import Regions, find_regions
@@ -44,6 +45,7 @@ __all__ = [
     "Pipeline",
     "Regions",
     "Stage",
+    "drop_rng_states",
     "find_layers",
     "find_lora",
     "find_regions",
@@ -83,6 +85,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("insert_gates", "dynamo", "autograd has not run yet, so it writes each gate's derivative itself"),
     Stage("merge_siblings", "dynamo", "autograd has not run yet, so it writes the merged backward itself"),
     Stage("fold_gates", "joint", "the derivative is written, and the partitioner has not yet chosen what to save"),
+    Stage("drop_rng_states", "backward", "the partitioner wrote them, and liveness would always run what they call"),
     Stage(
         "release_saved", "forward", "the partitioner has settled what is saved, and Inductor has compiled no half yet"
     ),
@@ -98,7 +101,8 @@ OnPass = Callable[[str, str, fx.Graph], None]
 """Called after each pass with the pass's name, the graph's kind, and the graph. It must not edit the graph.
 
 It is called before a pass too where what that gets comes from elsewhere: as ``joint`` with the joint graph, as
-``backward`` with the backward, and as ``forward`` with a graph without gates that nothing more is done to.
+``backward`` with the backward behind ``drop_rng_states``, and as ``forward`` with a graph without gates that nothing
+more is done to.
 """
 
 
@@ -195,12 +199,14 @@ class Pipeline:
         """Have the forward give back what the backward will not read.
 
         Args:
-            forward, backward: as the partitioner cut them; only the forward is changed.
+            forward, backward: as the partitioner cut them. Of the backward only states of the generator that nothing
+                draws from are dropped.
             outputs: how many of the forward's outputs are the user's.
         """
         if self.gated is None or self.folded is None or not self.releases or not any(map(is_gate, backward.nodes)):
             return
         try:
+            drop_rng_states(backward)
             with kept_whole(forward):
                 self.released = release_saved(forward, backward, outputs, len(self.gated.sites))
                 self.on_pass("release_saved", "forward", forward)
@@ -249,6 +255,9 @@ class Pipeline:
         if self.gated is None or not any(map(is_gate, graph.nodes)):
             self.on_pass("forward", "forward", graph)
             return
+        yield "drop_rng_states"
+        drop_rng_states(graph)
+        self.on_pass("drop_rng_states", "backward", graph)
         self.on_pass("backward", "backward", graph)
         yield "liveness"
         given_back = self.released

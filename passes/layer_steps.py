@@ -5,18 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Iterator
 
-import torch
 from torch import Tensor, fx
 
 from .._torch_compat import FORCE_STRIDE_ORDER, OpOverload, schema_of
 from ..gate import RELEASE
-from .operators import COND, is_creation, is_view, name_of
+from .operators import COMMUNICATE, COND, draws, is_creation, is_view, name_of
 
 _SEEDS = frozenset(("prims.inductor_seed", "prims.inductor_seeds", "prims.inductor_lookup_seed"))
-_DRAW_BY_SEED = frozenset(("prims.inductor_random", "prims.inductor_randint"))
 _FROM_A_STATE = frozenset(("run_and_save_rng_state", "run_with_rng_state", "graphsafe_run_with_rng_state"))
 """What activation checkpointing makes of an operator that may draw, as of attention, with or without a dropout."""
-_COMMUNICATE = ("_c10d_functional", "c10d", "_dtensor")
 _WRITTEN_IN_PLACE = frozenset(
     f"aten.{name}"
     for name in ("index_put", "_unsafe_index_put", "slice_scatter", "select_scatter", "as_strided_scatter")
@@ -69,17 +66,17 @@ def belongs_in_layers(step: fx.Node) -> bool:
     """Return whether a step may be moved into a function: it does nothing but compute tensors, always the same ones."""
     if step.target in (COND, RELEASE):
         return True
-    return _only_computes(step) and not _draws(step)
+    return _only_computes(step) and not draws(step)
 
 
 def stands_between_layers(step: fx.Node) -> bool:
     """Return whether a step may be moved into no function, and what lies before and behind it may: it only draws."""
-    return name_of(step) in _FROM_A_STATE or (_only_computes(step) and _draws(step))
+    return name_of(step) in _FROM_A_STATE or (_only_computes(step) and draws(step))
 
 
 def _only_computes(step: fx.Node) -> bool:
     """Return whether a step does nothing but compute tensors, be it of random numbers."""
-    if not isinstance(step.target, OpOverload) or step.target.namespace.startswith(_COMMUNICATE):
+    if not isinstance(step.target, OpOverload) or step.target.namespace.startswith(COMMUNICATE):
         return False
     schema = schema_of(step.target)
     aliases = any(result.alias_info is not None for result in schema.returns)
@@ -91,13 +88,3 @@ def _only_computes(step: fx.Node) -> bool:
 def _is_written_in_place(step: fx.Node) -> bool:
     """Return whether Inductor may turn a step into a write: a constant is made anew in each function that reads it."""
     return name_of(step) in _WRITTEN_IN_PLACE and not is_creation(step.all_input_nodes[0])
-
-
-def _draws(step: fx.Node) -> bool:
-    """Return whether a step takes random numbers from a generator: attention does only if it drops something."""
-    assert isinstance(step.target, OpOverload)
-    if torch.Tag.nondeterministic_seeded not in step.target.tags or name_of(step) in _DRAW_BY_SEED:
-        return False
-    arguments = [argument.name for argument in schema_of(step.target).arguments]
-    given = {**dict(zip(arguments, step.args, strict=False)), **step.kwargs}
-    return "dropout_p" not in arguments or given.get("dropout_p", 0.0) != 0.0

@@ -6,7 +6,8 @@ Tables by name, not by object, as not every build of torch has every operator.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx
@@ -84,6 +85,10 @@ CREATIONS: frozenset[str] = frozenset(
 )
 """Operators that make a tensor from numbers: cheaper to repeat than to hand over."""
 
+COMMUNICATE = ("_c10d_functional", "c10d", "_dtensor")
+"""What the namespaces of operators that exchange with other processes begin with."""
+
+_DRAW_BY_SEED = frozenset(("prims.inductor_random", "prims.inductor_randint"))
 
 _NEARLY_POINTWISE: frozenset[str] = frozenset((*_aten("clone _to_copy slice_scatter"), "prims.convert_element_type"))
 
@@ -146,9 +151,29 @@ def must_always_run(node: fx.Node) -> bool:
         return False
     if not isinstance(target, OpOverload):
         return True  # a higher-order operator, or a Python function on numbers
-    if schema_of(target).is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
+    if schema_of(target).is_mutable or draws(node):
         return True
-    return target.namespace.startswith(("_c10d_functional", "c10d", "_dtensor")) or node.is_impure()
+    return target.namespace.startswith(COMMUNICATE) or node.is_impure(impure_random=False)
+
+
+def draws(node: fx.Node) -> bool:
+    """Return whether the node takes random numbers from a generator."""
+    return isinstance(node.target, OpOverload) and call_draws(node.target, node.args, node.kwargs)
+
+
+def call_draws(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call takes random numbers from a generator.
+
+    Attention does only if it drops something, and its backward takes the seed that the forward drew.
+    """
+    if torch.Tag.nondeterministic_seeded not in operator.tags:
+        return False
+    schema = schema_of(operator)
+    arguments = [argument.name for argument in schema.arguments]
+    if schema.name.replace("::", ".") in _DRAW_BY_SEED or "philox_seed" in arguments:
+        return False
+    given = {**dict(zip(arguments, args, strict=False)), **kwargs}
+    return "dropout_p" not in arguments or given.get("dropout_p", 0.0) != 0.0
 
 
 def floating(nodes: Iterable[fx.Node]) -> list[fx.Node]:

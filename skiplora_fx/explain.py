@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from ._torch_compat import Parts, compile_ahead, static_fake, traced_module
+from ._torch_compat import Parts, compile_ahead, placeholder_source, static_fake, traced_module
 from .best_cases import best_cases, share_left_out
 from .capturing import capture, device_of_what_trains, module_of
 from .config import SkipLoraConfig
 from .costs import ModelCosts
 from .explain_text import explanation_text
 from .live_site import Slot
-from .passes import Pipeline, find_regions, liveness
+from .passes import Pipeline, drop_rng_states, find_regions, liveness
 from .passes.dataflow import value_of
 from .passes.flops import Flops, flops
 from .passes.liveness import is_gate
@@ -70,6 +70,8 @@ class GraphExplained:
         rejections: what trains and is not gated.
         backward: FLOPs of the backward with every gate open.
         uncounted: operators of the backward that no formula covers, and how often they occur.
+        wanted: inputs that are no parameters and whose gradient is kept for whoever reads it, as Python finds them.
+            The backward goes down to them whatever is skipped.
     """
 
     number: int
@@ -77,6 +79,7 @@ class GraphExplained:
     rejections: tuple[Rejection, ...]
     backward: int
     uncounted: dict[str, int]
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ class _Recorded:
     """One graph while it is captured."""
 
     findings: Findings
+    wanted: tuple[str, ...]
     trains: bool = False
     counted: Flops = field(default_factory=lambda: Flops("", "", (), {}))
     regions: list[tuple[frozenset[int], int]] = field(default_factory=list)
@@ -168,7 +172,7 @@ class _Recorded:
         rows = zip(self.findings.sites, names, saves, adds, strict=True)
         sites = tuple(self._site(site, name, alone, added) for site, name, alone, added in rows)
         uncounted = dict(self.counted.uncounted)
-        return GraphExplained(number, sites, self.findings.rejections, self.counted.total, uncounted)
+        return GraphExplained(number, sites, self.findings.rejections, self.counted.total, uncounted, self.wanted)
 
     def _site(self, site: Site, name: str, saves: int, adds: int) -> SiteExplained:
         value = value_of(site.delta)
@@ -222,7 +226,7 @@ class _Recorder:
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         pipeline = Pipeline(self._config.scope, held=self._config.decision == "previous")
         findings = self._named_from_outside(pipeline.rewrite_dynamo(gm), traced_module(gm))
-        recorded = _Recorded(findings)
+        recorded = _Recorded(findings, _wanted(gm, inputs))
         run = self._compile(pipeline, recorded, gm, inputs)
         number, slots = len(self._graphs), self._slots(pipeline, findings)
         self._graphs.append(recorded)  # only now, as AOTAutograd may have Dynamo begin again
@@ -303,6 +307,7 @@ class _Recorder:
             graph = cut().backward
             if pipeline.gated is None:
                 _take_gates_away(graph)
+            drop_rng_states(graph)
             analysis = liveness(graph, sites)
             found = find_regions(graph, analysis)
             recorded.trains, recorded.counted = True, flops(graph, analysis, found)
@@ -322,6 +327,15 @@ class _Recorder:
 def _is_product(node: fx.Node) -> bool:
     packet: Any = getattr(node.target, "overloadpacket", None)
     return packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+
+def _wanted(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[str, ...]:
+    nodes = gm.graph.find_nodes(op="placeholder")
+    return tuple(
+        placeholder_source(node) or node.name
+        for node, value in zip(nodes, inputs, strict=True)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf
+    )
 
 
 _NOT_READ = "no graph reads it: what reads it runs as plain Python (see the graph breaks), or nothing does"

@@ -80,6 +80,8 @@ def _totals_text(found: Explanation) -> str:
     if uncounted:
         listed = ", ".join(f"{name} ({times})" for name, times in uncounted.most_common())
         lines.append(f"Not counted, beside what touches each element once: {listed}.")
+    wanted = dict.fromkeys((name, graph.number) for graph in found.graphs if graph.sites for name in graph.wanted)
+    lines += [f"Input {visible(name)} of graph {number} {_WANTED}" for name, number in wanted]
     breaks = [f"Graph break{f' at {cut.place}' if cut.place else ''}: {cut.reason}" for cut in found.breaks]
     lines += [visible(line) for told in breaks for line in told.splitlines()]
     if not found.captured:
@@ -87,6 +89,12 @@ def _totals_text(found: Explanation) -> str:
     if not gated:
         lines.append("Nothing is gated. Does an adapter train? See the reasons above, and docs/explain.md.")
     return "\n".join(lines)
+
+
+_WANTED = (
+    "is no parameter and wants a gradient itself, so the backward goes down to it whatever is skipped. If that is by "
+    "the hook that transformers and PEFT set with activation checkpointing, docs/explain.md says how to do without."
+)
 
 
 def _share_rows(shares: Mapping[str, float]) -> list[str]:

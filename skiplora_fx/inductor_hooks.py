@@ -102,7 +102,7 @@ class _Partitioner(CustomPartitionerFn):
 
     Args:
         theirs: the user's partitioner; None for Inductor's own.
-        rewrite: takes the two halves, and how many of the forward's outputs are the user's; edits the forward in place.
+        rewrite: takes the two halves, and how many of the forward's outputs are the user's; edits them in place.
         key: as of :class:`_Hook`.
     """
 
@@ -120,6 +120,7 @@ class _Partitioner(CustomPartitionerFn):
         forward, backward = cut(gm, joint_inputs, **kwargs)
         self._rewrite(forward.graph, backward.graph, kwargs["num_fwd_outputs"])
         forward.recompile()
+        backward.recompile()
         return forward, backward
 
     def uuid(self) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from compile_time import environment
 from speed_parts.arguments import PRESETS, add_shape, parse
 from speed_parts.masks import MASKS, shut_sites
+from speed_parts.models import build
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = ["--layers", "1", "--dim", "64", "--batch", "2", "--length", "8", "--vocab", "32"]
@@ -105,6 +106,15 @@ def test_a_preset_is_weaker_than_what_is_given() -> None:
     add_shape(parser)
     args = parse(parser, ["--preset", "llama-2-7b", "--layers", "2"])
     assert (args.layers, args.dim) == (2, PRESETS["llama-2-7b"]["dim"])
+
+
+def test_checkpointing_leaves_the_embedding_without_a_gradient() -> None:
+    parser = argparse.ArgumentParser()
+    add_shape(parser)
+    model, batch = build(parse(parser, [*SMALL, "--checkpointing"]))
+    inside = model(**batch, output_hidden_states=True).hidden_states
+    assert [hidden.requires_grad for hidden in inside] == [False, True]
+    assert model.get_base_model().is_gradient_checkpointing
 
 
 def test_masks_skip_what_their_names_say() -> None:

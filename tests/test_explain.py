@@ -297,6 +297,22 @@ def test_checkpointed_layers() -> None:
     assert [site.name for site in graph.sites] == ["layers.0", "layers.1"]
 
 
+def test_an_input_that_wants_a_gradient_is_named() -> None:
+    """Transformers' hook for activation checkpointing makes the embedding's output one."""
+    torch.manual_seed(0)
+    model = models.with_lora(models.llama(2)).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = skiplora_fx.explain(model, **models.tokens())
+    assert [len(graph.wanted) for graph in found.graphs if graph.sites] == [1]
+    assert "is no parameter and wants a gradient itself" in str(found)
+    assert found.masks["the first half skipped"] < 0.05
+    model.get_base_model().disable_input_require_grads()
+    without = skiplora_fx.explain(model, **models.tokens())
+    assert [graph.wanted for graph in without.graphs] == [()]
+    assert "wants a gradient" not in str(without)
+    assert without.masks["the first half skipped"] > 0.4
+
+
 def test_nothing_is_changed_by_it(llama: tuple[nn.Module, dict[str, Any]]) -> None:
     model, inputs = llama
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

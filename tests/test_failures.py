@@ -39,7 +39,7 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor | None]:
 
 
 FORWARD = ["find_lora", "insert_gates", "merge_siblings", "fold_gates"]
-BACKWARD = ["check_consumed", "liveness", "find_regions", "predicate_backward"]
+BACKWARD = ["check_consumed", "drop_rng_states", "liveness", "find_regions", "predicate_backward"]
 FINISH = ["share_branches", "release_operands"]
 FAILING = [*FORWARD, *BACKWARD, *FINISH]
 

@@ -47,6 +47,12 @@ def checkpointed() -> nn.Module:
     return model
 
 
+def checkpointed_without_hook() -> nn.Module:
+    model = checkpointed()
+    model.get_base_model().disable_input_require_grads()
+    return model
+
+
 def without_dropout(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -72,6 +78,7 @@ CASES = {
         lambda: {"decoder_input_ids": models.tokens(length=7, seed=1)["input_ids"]},
     ),
     "checkpointed": Case(checkpointed),
+    "checkpointed without hook": Case(checkpointed_without_hook),
 }
 
 

@@ -69,11 +69,15 @@ def eager(request: pytest.FixtureRequest) -> nn.Module:
 )
 def gated(request: pytest.FixtureRequest, eager: nn.Module) -> Iterator[nn.Module]:
     model = copy.deepcopy(eager)
-    options = {"scope": request.param, "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}
-    model.compile(backend="skiplora", options=options)
-    products_in_backward(model)
+    compile_gated(model, request.param)
     yield model
     torch.compiler.reset()
+
+
+def compile_gated(model: nn.Module, scope: str) -> None:
+    options = {"scope": scope, "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}
+    model.compile(backend="skiplora", options=options)
+    products_in_backward(model)
 
 
 def shut(model: nn.Module, names: list[str]) -> None:
@@ -98,3 +102,21 @@ def test_lower_half_shut_does_the_same_work_as_lower_half_frozen(gated: nn.Modul
 def test_everything_shut_runs_no_product(gated: nn.Module, eager: nn.Module) -> None:
     shut(gated, list(oracle.adapted_layers(eager)))
     assert products_in_backward(gated) == {"products": 0, "attention": 0}
+
+
+def test_what_checkpointing_repeats_for_a_shut_half_is_not_executed_either() -> None:
+    torch.manual_seed(0)
+    model = models.with_lora(models.llama(LAYERS)).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.get_base_model().disable_input_require_grads()
+    names = list(oracle.adapted_layers(model))
+    lower, reference = names[: len(names) // 2], copy.deepcopy(model)
+    compile_gated(model, "adapter")
+    everything = products_in_backward(model)
+    shut(model, lower)
+    work = products_in_backward(model)
+    assert work == products_in_backward(frozen(reference, lower))
+    assert (everything["attention"], work["attention"]) == (LAYERS, LAYERS // 2)
+    shut(model, names)
+    assert products_in_backward(model) == {"products": 0, "attention": 0}
+    torch.compiler.reset()

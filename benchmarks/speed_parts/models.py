@@ -37,10 +37,12 @@ def build(args: argparse.Namespace) -> tuple[PeftModel, dict[str, Tensor]]:
     )
     with torch.device(args.device):  # the weights of 7 billion parameters are not drawn on the host
         base = AutoModelForCausalLM.from_config(config, dtype=DTYPES[args.dtype])
-    if args.checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=TARGETS[args.targets])
     model = get_peft_model(base, lora).to(args.device).train()
+    if args.checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Its hook on the embedding, which that kind does not need, has every gradient flow down to there.
+        base.disable_input_require_grads()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)

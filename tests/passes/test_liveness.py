@@ -95,6 +95,68 @@ def test_random_numbers_are_always_drawn() -> None:
     assert found == {"rand_like": ("always", "always"), "mul": ("always", "s0")}
 
 
+ATTENTION = torch.randn(1, 2, 4, 8)
+BIAS, LOGSUMEXP, SEED = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4), torch.zeros((), dtype=torch.long)
+aten = torch.ops.aten
+
+
+def efficient_backward(q: Tensor, bias: Tensor, sums: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    rest = (seed, seed, dropout, [True, True, True, False])
+    return aten._scaled_dot_product_efficient_attention_backward(q, q, q, q, bias, q, sums, *rest)[0]
+
+
+def cudnn_backward(q: Tensor, bias: Tensor, sums: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    rest = (seed, seed, bias, seed, seed, 4, 4, dropout, False)
+    return aten._scaled_dot_product_cudnn_attention_backward(q, q, q, q, q, sums, *rest)[0]
+
+
+def flash_backward(q: Tensor, bias: Tensor, sums: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    rest = (seed, seed, 4, 4, dropout, False, seed, seed)
+    return aten._scaled_dot_product_flash_attention_backward(q, q, q, q, q, sums, *rest)[0]
+
+
+def cpu_backward(q: Tensor, bias: Tensor, sums: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(q, q, q, q, q, sums, dropout, False)[0]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("backward", [efficient_backward, cudnn_backward, flash_backward, cpu_backward])
+def test_a_backward_of_attention_takes_the_seed_of_its_forward(backward: Callable[..., Tensor], dropout: float) -> None:
+    def graph(opens: Tensor, grad: Tensor, *saved: Tensor) -> Tensor:
+        return gate(backward(grad, *saved, dropout), opens, 0)
+
+    found = texts(graph, ATTENTION, BIAS, LOGSUMEXP, SEED)
+    assert len(found) == 2  # the operator, and the part of its result that is read
+    assert set(found.values()) == {("always", "s0")}
+
+
+@pytest.mark.parametrize(
+    ("forward", "dropout", "demanded"),
+    [
+        pytest.param(forward, dropout, demanded, id=f"{forward}, {dropout}")
+        for forward in ("efficient_attention", "cudnn_attention", "flash_attention", "flash_attention_for_cpu")
+        for dropout, demanded in (((), "s0"), ((0.0,), "s0"), ((0.5,), "always"))
+    ],
+)
+def test_attention_that_is_recomputed_draws_only_what_it_drops(
+    forward: str, dropout: tuple[float, ...], demanded: str
+) -> None:
+    operator = getattr(aten, f"_scaled_dot_product_{forward}").default
+    arguments = (*((None, True) if forward in ("efficient_attention", "cudnn_attention") else ()), *dropout)
+    gm, found = analyse(lambda o, q: gate(operator(q, q, q, *arguments)[0], o, 0), ATTENTION)
+    (node,) = gm.graph.find_nodes(op="call_function", target=operator)
+    assert found.conditions.text(found.demanded[node]) == demanded
+
+
+def test_numbers_of_a_given_seed_are_drawn_for_their_readers_alone() -> None:
+    def graph(opens: Tensor, grad: Tensor) -> Tensor:
+        seed = torch.ops.prims.inductor_seed(torch.device("cpu"))
+        return gate(grad * torch.ops.prims.inductor_random([8, 8], seed, "rand"), opens, 0)
+
+    found = texts(graph, torch.randn(8, 8))
+    assert [demanded for _, demanded in found.values()] == ["always", "s0", "s0"]
+
+
 def test_what_writes_to_memory_always_runs() -> None:
     def mutating(opens: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
         torch.ops.aten.add_.Tensor(weight, grad.mm(weight))
