@@ -30,7 +30,9 @@ def drop_rng_states(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         call = _called(node)
         if call is not None and not call_draws(*call):
-            meta = {"val": _fake_result(*call), **node.meta}  # the partitioner notes none of what it writes
+            meta = dict(node.meta)
+            if "val" not in meta:  # the partitioner notes none of what it writes
+                meta["val"] = _fake_result(*call)
             with graph.inserting_before(node):
                 bare = graph.call_function(*call)
             bare.meta = meta

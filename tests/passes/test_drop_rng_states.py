@@ -31,7 +31,7 @@ def on_gpu(dropout: float) -> fx.Graph:
     graph = fx.Graph()
     q, generator = graph.placeholder("q"), graph.placeholder("bwd_rng_state_0")
     call = graph.call_function(graphsafe_run_with_rng_state, (ATTEND, q, q, q, dropout), {"rng_state": generator})
-    call.meta["val"] = Q
+    q.meta["val"] = Q
     graph.output(call)
     return graph
 
@@ -44,6 +44,8 @@ def test_attention_that_drops_nothing_is_called_as_it_is(traced: Callable[[float
     drop_rng_states(graph)
     graph.lint()
     assert calls(graph) == [ATTEND]
+    (attention,) = graph.find_nodes(op="call_function", target=ATTEND)
+    assert [value.shape for value in attention.meta["val"]] == [Q.shape, (1, 4, 2)]
     assert [node.name for node in graph.find_nodes(op="placeholder")] == inputs
 
 
