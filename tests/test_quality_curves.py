@@ -67,8 +67,11 @@ def test_an_arm_is_compared_with_its_rivals_at_equal_time() -> None:
 
 
 def test_an_arm_that_shuts_nothing_gets_no_verdict() -> None:
-    runs = [replace(_run("micro", 1.0, seed, 99.0), masks=["11"], schedule=[0]) for seed in (0, 1, 2)]
-    assert points([*FULL, *runs], TIMING)[-1].verdict == "shuts nothing"
+    """It is full LoRA, to the last digit; what is open and differs all the same, as by hooks, gets one."""
+    for above, said in ((0.0, "shuts nothing"), (4.0, "worse")):
+        losses = {seed: 6.0 + seed + above for seed in (0, 1, 2)}
+        runs = [replace(_run("micro", 1.0, *pair), masks=["11"], schedule=[0]) for pair in losses.items()]
+        assert points([*FULL, *runs], TIMING)[-1].verdict == said
 
 
 @pytest.mark.parametrize(("loss", "said"), [(8.2, "open"), (8.3, "worse"), (7.8, "open"), (7.7, "better")])

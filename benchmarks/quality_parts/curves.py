@@ -139,7 +139,8 @@ def _point(same: Sequence[Run], runs: Sequence[Run], timing: Timing) -> Point:
         )
 
     shut = statistics.fmean(map(_shut, same))
-    differs = shut or any(run.extra_forwards for run in same)
+    beside = gain("loss", length)
+    differs = beside.mean != 0 or beside.error > 0  # or it is not known
     longest = 1.0 if time <= 1.0 + TIMING else math.inf  # a step that takes no more than full LoRA's, for all we know
     around = [gain("loss", min(at, longest)) for at in (time - TIMING, time, time + TIMING)]
     return Point(
@@ -150,7 +151,7 @@ def _point(same: Sequence[Run], runs: Sequence[Run], timing: Timing) -> Point:
         tuple(sorted(run.seed for run in same)),
         shut,
         {score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
-        {score: gain(score, math.nan if is_full else time) for score in SCORES},
+        {score: gain(score, math.nan if is_full else min(time, longest)) for score in SCORES},
         {score: gain(score, math.nan if is_full else 1.0) for score in SCORES},
         {rival: over(rival) for rival in RIVALS},
         "" if is_full else verdict(around, full_loss(runs)) if differs else "shuts nothing",

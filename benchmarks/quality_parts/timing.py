@@ -24,7 +24,7 @@ from .settings import Settings
 from .store import Store
 from .tasks import Rows, Task
 
-MOST_MASKS = 10
+MOST_MASKS = 24
 """Of an arm with more different masks than this, so many are timed, evenly drawn from its schedules of all seeds."""
 
 DECIDED = 25
