@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quality_parts.arms import ARMS
 from quality_parts.curves import FULL, Point
-from quality_parts.report import FORMS, points_of, said, table
+from quality_parts.report import FORMS, points_of, ratio, said, table
 from quality_parts.settings import Settings
 from quality_parts.store import Store
 
@@ -81,8 +81,8 @@ def _rows(found: Mapping[str, Mapping[str, Point]]) -> Iterator[list[str]]:
 def _cells(point: Point) -> list[str]:
     return [
         str(len(point.seeds)),
-        f"{point.backward:.2f}",
-        f"{point.time:.2f}",
+        ratio(point.backward),
+        ratio(point.time),
         said(point.beside_full["accuracy"], f"+{FORMS['accuracy']}"),
         said(point.beside_full["loss"], f"+{FORMS['loss']}"),
         said(point.gains["loss"], f"+{FORMS['loss']}"),

@@ -33,6 +33,7 @@ def test_each_trial_in_each_setting_has_a_row(tmp_path: Path) -> None:
         ["the depth grows over the run", "grow", "fast/mrpc"],
         ["", "grow", "mrpc"],
     ]
+    assert "nan" not in log  # nothing was timed
     assert [row[-2] for row in rows] == ["+0.300", "+0.100", "+0.100"]  # of grow's two lengths, the whole
 
 

@@ -55,8 +55,8 @@ def _measured(found: Sequence[Point]) -> str:
             f"{point.length:g}",
             str(len(point.seeds)),
             f"{100 * point.shut:.0f} %",
-            f"{point.backward:.2f}",
-            f"{point.time:.2f}",
+            ratio(point.backward),
+            ratio(point.time),
             said(point.scores["accuracy"], ".1f"),
             said(point.scores["loss"], ".3f"),
             said(point.scores[EXACT], ".1f"),
@@ -82,7 +82,7 @@ def _compared(found: Sequence[Point]) -> str:
         [
             point.arm,
             f"{point.length:g}",
-            f"{point.time:.2f}",
+            ratio(point.time),
             *(said(gains[score], f"+{FORMS[score]}") for gains in (point.beside_full, point.gains) for score in SCORES),
             point.verdict,
             *(said(point.rivals[name], f"+{FORMS['loss']}") for name in RIVALS),
@@ -98,6 +98,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     kept = [place for place in range(len(headers)) if not rows or any(row[place] for row in rows)]
     cells = [[row[place] for place in kept] for row in rows]
     return tabulate(cells, headers=[headers[place] for place in kept], tablefmt="github", disable_numparse=True)
+
+
+def ratio(value: float) -> str:
+    """Return what was measured once as text; nothing for what was not."""
+    return said(Estimate(value, math.nan), ".2f")
 
 
 def said(value: Estimate, form: str) -> str:
