@@ -241,7 +241,11 @@ def scaled_step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, 
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@usage("activation checkpointing, both kinds")
+@usage(
+    "activation checkpointing, both kinds",
+    "gated, gradients exact; truncation saves nothing until [a hook of transformers and PEFT]"
+    "(explain.md#activation-checkpointing) is taken away",
+)
 def test_checkpointing(reentrant: bool) -> None:
     model = two_layers()
 
