@@ -20,9 +20,11 @@ COND = torch.ops.higher_order.cond
 def name_of(node: fx.Node) -> str:
     """Return the operator of a node without its overload, such as ``aten.mm``."""
     target = node.target
-    if isinstance(target, OpOverload):
-        return f"{target.namespace}.{schema_of(target).name.split('::')[-1]}"
-    return getattr(target, "__name__", str(target))
+    return _name(target) if isinstance(target, OpOverload) else getattr(target, "__name__", str(target))
+
+
+def _name(target: OpOverload) -> str:
+    return f"{target.namespace}.{schema_of(target).name.split('::')[-1]}"
 
 
 def _aten(names: str) -> tuple[str, ...]:
@@ -161,16 +163,15 @@ def draws(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and call_draws(node.target, node.args, node.kwargs)
 
 
-def call_draws(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def call_draws(target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Return whether a call takes random numbers from a generator.
 
     Attention does only if it drops something, and its backward takes the seed that the forward drew.
     """
-    if torch.Tag.nondeterministic_seeded not in operator.tags:
+    if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
-    schema = schema_of(operator)
-    arguments = [argument.name for argument in schema.arguments]
-    if schema.name.replace("::", ".") in _DRAW_BY_SEED or "philox_seed" in arguments:
+    arguments = [argument.name for argument in schema_of(target).arguments]
+    if _name(target) in _DRAW_BY_SEED or "philox_seed" in arguments:
         return False
     given = {**dict(zip(arguments, args, strict=False)), **kwargs}
     return "dropout_p" not in arguments or given.get("dropout_p", 0.0) != 0.0
