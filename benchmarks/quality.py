@@ -38,6 +38,7 @@ def main() -> None:
     store = Store(args.results / args.task, settings)
     if "train" in args.phases or "time" in args.phases:
         task = TASKS[args.task](args.data, args.model_name, settings)
+        store.check_task(task.digest())
     if "train" in args.phases:
         trainer = Trainer(task, settings)
         for arm, length, seed in missing(args, store):

@@ -49,7 +49,9 @@ def main() -> None:
     store = Store(args.results / args.task, settings)
     left = [seed for seed in args.seeds if f"watched-{seed}" not in store.names()]
     if "watch" in args.phases and left:
-        trainer = Trainer(TASKS[args.task](args.data, args.model_name, settings), settings)
+        task = TASKS[args.task](args.data, args.model_name, settings)
+        store.check_task(task.digest())
+        trainer = Trainer(task, settings)
         for seed in left:
             store.write(f"watched-{seed}", watched(trainer, seed, settings.every, settings.rows).to_json())
             print(f"seed {seed} was watched", flush=True)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from quality import missing
 from quality_parts.run import Run
 from quality_parts.store import SettingsError, Store
-from quality_task import SETTINGS
+from quality_task import SETTINGS, tiny_task
 
 
 def _run(arm: str, length: float, seed: int) -> Run:
@@ -52,3 +53,21 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     Store(tmp_path, SETTINGS)
     with pytest.raises(SettingsError, match="'steps': 8"):
         Store(tmp_path, replace(SETTINGS, steps=9))
+
+
+def test_runs_of_another_model_or_of_other_rows_are_not_mixed(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    task = tiny_task()
+    first = task.digest()
+    store.check_task(first)
+    task.reset(seed=3)
+    store.check_task(task.digest())  # what trains begins anew with each run
+    fewer = replace(task, train=tuple(column[1:] for column in task.train))
+    with pytest.raises(SettingsError, match=first[:12]):
+        store.check_task(fewer.digest())
+    frozen = next(value for value in task.loss.parameters() if not value.requires_grad)
+    with torch.no_grad():
+        frozen.view(-1)[0] += 1
+    with pytest.raises(SettingsError, match="another model or other data"):
+        Store(tmp_path, SETTINGS).check_task(task.digest())
+    assert store.read("task") == {"sha256": first}

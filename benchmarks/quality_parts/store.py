@@ -14,7 +14,7 @@ from .settings import Settings
 
 
 class SettingsError(ValueError):
-    """The folder holds runs that were made with other settings."""
+    """The folder holds runs that were made with other settings, or of another task."""
 
 
 class Store:
@@ -47,6 +47,24 @@ class Store:
             FileNotFoundError: it holds none.
         """
         return cls(folder, Settings(**json.loads((folder / "settings.json").read_text())))
+
+    def check_task(self, digest: str) -> None:
+        """Refuse to mix runs of tasks that differ, and remember the first one's digest.
+
+        Args:
+            digest: see :meth:`~quality_parts.tasks.Task.digest`.
+
+        Raises:
+            SettingsError: the folder's runs are of another model or of other rows.
+        """
+        kept = self.read("task")
+        if kept is None:
+            self.write("task", {"sha256": digest})
+        elif kept["sha256"] != digest:
+            raise SettingsError(
+                f"the runs in {self.folder} were made with another model or other data (SHA-256 {kept['sha256'][:12]}, "
+                f"now {digest[:12]}). Give the same --model_name and --data, or another --results."
+            )
 
     def has(self, arm: str, length: float, seed: int) -> bool:
         """Return whether a run is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,15 @@ class Task:
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters that train."""
         return [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all rows and of what of the model does not train, in hexadecimal."""
+        frozen = [value for value in self.loss.parameters() if not value.requires_grad]
+        found = hashlib.sha256()
+        for values in (*self.train, *self.test, *frozen, *self.loss.buffers()):
+            found.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            found.update(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def batches(self, seed: int, size: int) -> Iterator[Rows]:
         """Yield batches without end, in an order drawn with ``seed`` anew for each epoch."""
