@@ -54,7 +54,7 @@ class Arm:
         probe_every: see the option of that name.
         micro: micro-batches in a step. If more than one, gates decide for each, and a site's gradient is scaled such
             that its expectation is that of the whole batch.
-        gated_warmup: whether the gates are all open in the warm-up.
+        open_warmup: whether every gate is open in the warm-up.
         anneals: whether each block's learning rate falls to 0 at the step at which a growing depth reaches it
             (FreezeOut, Brock et al. 2017); of an arm whose policy is a :class:`Schedule`.
         zeros: whether what rests in a step has zeros for a gradient, with which AdamW goes on by its moments, and not
@@ -70,7 +70,7 @@ class Arm:
     decision: str = "previous"
     probe_every: int = 0
     micro: int = 1
-    gated_warmup: bool = True
+    open_warmup: bool = True
     zeros: bool = False
     drift: float = 0.0
     anneals: bool = False
@@ -84,7 +84,7 @@ class Arm:
             "scope": self.scope,
             "decision": self.decision,
             "threshold": settings.threshold if self.threshold is None else self.threshold,
-            "warmup_steps": plan.warmup * self.micro if self.gated_warmup else 0,
+            "warmup_steps": plan.warmup * self.micro if self.open_warmup else 0,
             "probe_every": self.probe_every,
         }
 
@@ -112,7 +112,7 @@ def _near(what: str, policy: Policy) -> Arm:
 
 ARMS: Mapping[str, Arm] = {
     "full": Arm("nothing is skipped", _open),
-    "freeze": Arm("the lower half is never trained", lambda plan: Freeze(share=0.5), gated_warmup=False),
+    "freeze": Arm("the lower half is never trained", lambda plan: Freeze(share=0.5), open_warmup=False),
     "random": Arm(
         "each block is cut off with probability 0.5 (DropBP)",
         lambda plan: RandomBlocks(rate=0.5, seed=plan.seed),
@@ -145,7 +145,7 @@ ARMS: Mapping[str, Arm] = {
     "open": Arm(
         "starts truncated, opens downwards",
         lambda plan: Schedule(_DEEPEST, 0.0, 0, plan.steps),
-        gated_warmup=False,
+        open_warmup=False,
     ),
     "multirate-zeros": Arm(
         "the lower half in each 4th step; what rests has zeros for a gradient, not none",
@@ -185,11 +185,14 @@ ARMS: Mapping[str, Arm] = {
     "near-high-2": _near("near in the upper half, in every other step", UpperBlocks(share=0.5, every=2)),
     "near-most": _near("near in the upper three quarters, always", UpperBlocks(share=0.75)),
     "near-all": _near("near everywhere, always", UpperBlocks(share=1.0)),
-    "freeze-low": Arm("the lowest quarter is never trained", lambda plan: Freeze(share=0.25), gated_warmup=False),
+    "freeze-low": Arm("the lowest quarter is never trained", lambda plan: Freeze(share=0.25), open_warmup=False),
+    "freeze-less": Arm(
+        "the lowest three eighths are never trained", lambda plan: Freeze(share=0.375), open_warmup=False
+    ),
     "open-low": Arm(
         "starts with the lowest three eighths truncated, opens downwards",
         lambda plan: Schedule(0.375, 0.0, 0, plan.steps),
-        gated_warmup=False,
+        open_warmup=False,
     ),
     "best-rate": Arm(
         "the depth that keeps the most gradient norm for the FLOPs of a step", lambda plan: BestRate(), probe_every=10
