@@ -13,13 +13,14 @@ A run that is in the folder of results is not made again. ``--phases`` chooses a
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from quality_parts.options import parse, parser_of
-from quality_parts.settings import Settings, settings_of
-from quality_parts.store import Store
-from quality_parts.tasks import TASKS
+from quality_parts.options import parse, parser_of, store_of, task_of
+from quality_parts.settings import Settings
+from quality_parts.store import SettingsError, Store
 from quality_parts.training import Trainer
 from usefulness_parts.record import Record
 from usefulness_parts.report import report
@@ -41,17 +42,22 @@ class Watched(Settings):
     rows: int = 32
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
-    args = _arguments()
+    args = parse(parser_of(__doc__, "usefulness", "instruct", PHASES), Watched, arguments)
     torch.set_num_threads(args.threads)
-    settings = settings_of(args, Watched)
-    store = Store(args.results / args.task, settings)
+    try:
+        _run(args)
+    except SettingsError as error:
+        sys.exit(f"usefulness.py: {error}")
+
+
+def _run(args: argparse.Namespace) -> None:
+    store = store_of(args, Watched)
+    settings = store.settings
     left = [seed for seed in args.seeds if f"watched-{seed}" not in store.names()]
     if "watch" in args.phases and left:
-        task = TASKS[args.task](args.data, args.model_name, settings)
-        store.check_task(task.digest())
-        trainer = Trainer(task, settings)
+        trainer = Trainer(task_of(args, store), settings)
         for seed in left:
             store.write(f"watched-{seed}", watched(trainer, seed, settings.every, settings.rows).to_json())
             print(f"seed {seed} was watched", flush=True)
@@ -60,12 +66,8 @@ def main() -> None:
         print(report(store.folder, records, settings.every) if records else f"no run is in {store.folder} yet")
 
 
-def _watched(store: Store) -> set[str]:
+def _watched(store: Store[Watched]) -> set[str]:
     return {name for name in store.names() if name.startswith("watched-")}
-
-
-def _arguments() -> argparse.Namespace:
-    return parse(parser_of(__doc__, "usefulness", "instruct", PHASES), Watched)
 
 
 if __name__ == "__main__":

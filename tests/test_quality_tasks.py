@@ -12,7 +12,8 @@ from peft import TaskType
 from pretrain_llama import train_tokenizer
 from quality_parts.tasks import IGNORED, Loss, Rows, Task, instruct, with_lora
 from quality_task import SETTINGS, tiny_task
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 QUESTION, ANSWER = 2, 3
 
@@ -90,3 +91,19 @@ def test_problems_are_whole_and_no_test_question_is_trained_on(problems: Path) -
 def test_rows_that_do_not_fit_are_said_to_be_too_few(problems: Path) -> None:
     with pytest.raises(ValueError, match=r"0 rows of math_train.json fit into --tokens 8: give more"):
         instruct(problems, str(problems), replace(SETTINGS, tokens=8, test_rows=1, batch=1))
+
+
+def test_a_model_with_dropout_is_judged_without() -> None:
+    task = tiny_task()
+    dropouts = [module for module in task.loss.modules() if isinstance(module, nn.Dropout)]
+    for module in dropouts:
+        module.p = 0.5
+    task.reset(0)
+    assert task.judge() == task.judge()
+    assert all(module.training for module in dropouts)
+
+
+def test_a_model_without_a_linear_in_a_layer_is_refused() -> None:
+    config = GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=1)
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel has no nn\.Linear in a repeated layer .*--model_name"):
+        with_lora(GPT2LMHeadModel(config), TaskType.CAUSAL_LM, SETTINGS)

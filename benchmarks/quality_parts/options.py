@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .settings import Settings, add_settings
-from .tasks import TASKS
+from .settings import Kind, Settings, add_settings, settings_of
+from .store import Store, kept_settings
+from .tasks import TASKS, Task
 
 
 def parser_of(description: str | None, name: str, task: str, phases: Sequence[str]) -> argparse.ArgumentParser:
@@ -33,7 +34,39 @@ def parser_of(description: str | None, name: str, task: str, phases: Sequence[st
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, settings: type[Settings]) -> argparse.Namespace:
-    """Read the command line, settings of the runs included."""
-    add_settings(parser, settings)
-    return parser.parse_args()
+def parse(
+    parser: argparse.ArgumentParser, kind: type[Settings], arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Read the command line, settings of the runs included.
+
+    Ends the program where a phase is asked for that needs a task, and the task's data or model are not given.
+    """
+    add_settings(parser, kind)
+    args = parser.parse_args(arguments)
+    *needing, _ = parser.get_default("phases")
+    asked = [phase for phase in needing if phase in args.phases]
+    left_out = [option for option in ("data", "model_name") if getattr(args, option) is None]
+    if asked and left_out:
+        parser.error(f"to {' and '.join(asked)} give {' and '.join(f'--{option}' for option in left_out)}")
+    return args
+
+
+def store_of(args: argparse.Namespace, kind: type[Kind]) -> Store[Kind]:
+    """Open the folder of results that the options ask for.
+
+    Raises:
+        SettingsError: its runs were made with other settings than the options say.
+    """
+    folder = args.results / args.task
+    return Store(folder, settings_of(args, kind, kept_settings(folder)))
+
+
+def task_of(args: argparse.Namespace, store: Store[Kind]) -> Task:
+    """Make the task that the options ask for.
+
+    Raises:
+        SettingsError: the runs in the store are of another model, or of other rows.
+    """
+    task = TASKS[args.task](args.data, args.model_name, store.settings)
+    store.check_task(task.digest())
+    return task

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from skiplora_fx.policy import Schedule
+from skiplora_fx.policy.base import block_of
 
 
 def scheduled(optimizer: Optimizer, warmup: int, ends: Sequence[int]) -> LambdaLR:
@@ -29,15 +30,11 @@ def trained_until(policy: Schedule, block: int, blocks: int) -> int:
     return next((step for step in range(policy.steps) if policy.depth(step, blocks) > block), policy.steps)
 
 
-def block_number(name: str) -> int | None:
-    """Return the number of the repeated layer that something lies in; None if in none."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
-
-
-def by_block(model: nn.Module) -> dict[int | None, list[nn.Parameter]]:
-    """Return what trains, by the number of its repeated layer; by None what lies in none."""
-    groups: dict[int | None, list[nn.Parameter]] = {}
+def by_block(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return what trains, by its repeated layer, in their order; by "" what lies in none."""
+    groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(block_number(name), []).append(parameter)
+            block = block_of(name)
+            groups.setdefault("" if block == name else block, []).append(parameter)
     return groups

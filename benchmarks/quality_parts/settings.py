@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,19 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
-    """Give a parser an option for each field."""
+    """Give a parser an option for each field; what is not given is None."""
     for field in fields(kind):
-        parser.add_argument(
-            f"--{field.name}", type=type(field.default), default=field.default, help="(default: %(default)s)"
-        )
+        told = f"(default: as in the folder of results, else {field.default})"
+        parser.add_argument(f"--{field.name}", type=type(field.default), help=told)
 
 
-def settings_of(args: argparse.Namespace, kind: type[Kind]) -> Kind:
-    """Return what the options say."""
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+def settings_of(args: argparse.Namespace, kind: type[Kind], kept: Mapping[str, Any] | None) -> Kind:
+    """Return what the options say.
+
+    Args:
+        args: with a value or None for each field.
+        kind: of the settings.
+        kept: those of the runs that are there already, which hold where nothing is said; None if there are none.
+    """
+    said = {field.name: getattr(args, field.name) for field in fields(kind)}
+    return kind(**{**(kept or {}), **{name: value for name, value in said.items() if value is not None}})

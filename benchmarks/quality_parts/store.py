@@ -7,17 +7,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .run import Run
 from .settings import Settings
+
+Kind = TypeVar("Kind")
+"""A dataclass."""
 
 
 class SettingsError(ValueError):
     """The folder holds runs that were made with other settings, or of another task."""
 
 
-class Store:
+class Store(Generic[Kind]):
     """The results of one task.
 
     Args:
@@ -28,25 +31,25 @@ class Store:
         SettingsError: the folder's runs were made with others.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Kind) -> None:
         self.folder = folder
         self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
-        kept = self.read("settings")
+        kept = kept_settings(folder)
         if kept is None:
             self.write("settings", asdict(settings))
         elif kept != asdict(settings):
             other = {name: value for name, value in kept.items() if value != asdict(settings).get(name)}
             raise SettingsError(f"the runs in {folder} were made with {other}. Give the same, or another --results.")
 
-    @classmethod
-    def found(cls, folder: Path) -> Store:
+    @staticmethod
+    def found(folder: Path) -> Store[Settings]:
         """Open a folder that is there, with the settings that it was made with.
 
         Raises:
             FileNotFoundError: it holds none.
         """
-        return cls(folder, Settings(**json.loads((folder / "settings.json").read_text())))
+        return Store(folder, Settings(**json.loads((folder / "settings.json").read_text())))
 
     def check_task(self, digest: str) -> None:
         """Refuse to mix runs of tasks that differ, and remember the first one's digest.
@@ -100,6 +103,12 @@ class Store:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+
+def kept_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the runs in a folder of results; None if it holds none."""
+    path = folder / "settings.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _name(arm: str, length: float, seed: int) -> str:

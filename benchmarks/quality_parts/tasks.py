@@ -125,6 +125,7 @@ class Task:
         right = count = 0
         exact: list[bool] = []
         loss = 0.0
+        self.loss.eval()
         for start in range(0, len(self.test[0]), size):
             ids, mask, labels = unpadded(tuple(column[start : start + size] for column in self.test))
             logits, wanted = self.loss.predictions(ids, mask, labels)
@@ -136,6 +137,7 @@ class Task:
                 exact += [bool(row[-end:].all()) for row, end in zip(rows, ends, strict=True)]
             loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
             count += len(wanted)
+        self.loss.train()
         scores = {"accuracy": 100 * right / count, "loss": loss / count}
         return scores | ({"exact": 100 * sum(exact) / len(exact)} if exact else {})
 
@@ -242,12 +244,19 @@ def _by_length(rows: Rows) -> Rows:
 
 
 def with_lora(base: nn.Module, kind: TaskType, settings: Settings) -> nn.Module:
-    """Put an adapter on every linear of the model's repeated layers."""
+    """Put an adapter on every linear of the model's repeated layers.
+
+    Raises:
+        ValueError: there is none.
+    """
     repeated = [
         name
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear) and any(part.isdecimal() for part in name.split("."))
     ]
+    if not repeated:
+        kind_of_base = type(base).__name__
+        raise ValueError(f"{kind_of_base} has no nn.Linear in a repeated layer to adapt: give another --model_name")
     config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules=repeated, task_type=kind)
     return get_peft_model(base, config).to(settings.device).train()
 

@@ -96,9 +96,12 @@ class Training:
         self.losses: list[float] = []
         options = arm.options(plan, settings)
         self._gated = skiplora_fx.apply(program, **options)
-        groups = by_block(task.loss) if arm.anneals else {None: task.trained()}
-        blocks = len(groups) - (None in groups)
-        ends = [plan.steps if block is None else trained_until(options["policy"], block, blocks) for block in groups]
+        groups = by_block(task.loss) if arm.anneals else {"": task.trained()}
+        blocks = [block for block in groups if block]
+        ends = [
+            trained_until(options["policy"], blocks.index(block), len(blocks)) if block else plan.steps
+            for block in groups
+        ]
         self._optimizer = torch.optim.AdamW(
             [{"params": group} for group in groups.values()], lr=settings.learning_rate, weight_decay=0.0
         )

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quality_parts.rates import block_number
 from quality_parts.tasks import Rows, Task
 
 import skiplora_fx
+from skiplora_fx.policy.base import block_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Costs:
 
     def blocks(self) -> list[list[int]]:
         """Return the sites of each block, lowest first."""
-        found: dict[int | None, list[int]] = {}
+        found: dict[str, list[int]] = {}
         for place, name in enumerate(self.sites):
-            found.setdefault(block_number(name), []).append(place)
+            found.setdefault(block_of(name), []).append(place)
         return list(found.values())
 
     def truncated(self) -> list[int]:
