@@ -31,8 +31,10 @@ HEADERS = (
     "time",
     "accuracy, against full LoRA",
     "loss, against full LoRA",
+    "accuracy, against fewer steps",
     "loss, against fewer steps",
-    "verdict",
+    "by accuracy",
+    "by loss",
 )
 
 
@@ -85,8 +87,9 @@ def _cells(point: Point) -> list[str]:
         ratio(point.time),
         said(point.beside_full["accuracy"], f"+{FORMS['accuracy']}"),
         said(point.beside_full["loss"], f"+{FORMS['loss']}"),
+        said(point.gains["accuracy"], f"+{FORMS['accuracy']}"),
         said(point.gains["loss"], f"+{FORMS['loss']}"),
-        point.verdict,
+        *point.verdicts.values(),
     ]
 
 

@@ -40,7 +40,7 @@ def test_an_arm_is_compared_seed_by_seed_at_equal_time() -> None:
     assert point.gains["loss"] == Estimate(-1.0, 0.0, 3)
     assert point.gains["accuracy"] == Estimate(1.0, 0.0, 3)
     assert point.beside_full["loss"] == Estimate(1.0, 0.0, 3)
-    assert point.verdict == "better"
+    assert point.verdicts == {"accuracy": "better", "loss": "better"}
 
 
 def test_nothing_is_said_of_an_arm_if_full_lora_lacks_one_of_its_seeds_there() -> None:
@@ -48,7 +48,7 @@ def test_nothing_is_said_of_an_arm_if_full_lora_lacks_one_of_its_seeds_there() -
     point = points([*short, *(_run("micro", 1.0, seed, 7.0) for seed in (0, 1, 2))], TIMING)[-1]
     assert math.isnan(point.gains["loss"].mean)
     assert point.beside_full["loss"].seeds == 3
-    assert point.verdict == "not known"
+    assert point.verdicts["loss"] == "not known"
 
 
 def test_an_arm_is_compared_with_its_rivals_at_equal_time() -> None:
@@ -71,21 +71,21 @@ def test_an_arm_that_shuts_nothing_gets_no_verdict() -> None:
     for above, said in ((0.0, "shuts nothing"), (4.0, "worse")):
         losses = {seed: 6.0 + seed + above for seed in (0, 1, 2)}
         runs = [replace(_run("micro", 1.0, *pair), masks=["11"], schedule=[0]) for pair in losses.items()]
-        assert points([*FULL, *runs], TIMING)[-1].verdict == said
+        assert points([*FULL, *runs], TIMING)[-1].verdicts["loss"] == said
 
 
 @pytest.mark.parametrize(("loss", "said"), [(8.2, "open"), (8.3, "worse"), (7.8, "open"), (7.7, "better")])
 def test_a_verdict_holds_for_a_time_that_is_somewhat_wrong(loss: float, said: str) -> None:
     """Full LoRA's loss is 8 at the arm's time, and falls by 0.24 in 0.03 of it."""
     runs = [*FULL, *(_run("micro", 1.0, seed, loss + seed) for seed in (0, 1, 2))]
-    assert points(runs, TIMING)[-1].verdict == said
+    assert points(runs, TIMING)[-1].verdicts["loss"] == said
 
 
 def test_an_arm_that_was_not_timed_is_compared_with_nothing() -> None:
     point = points([*FULL, _run("micro", 1.0, 0, 7.0)], Timing({}))[-1]
     assert math.isnan(point.time)
     assert math.isnan(point.gains["loss"].mean)
-    assert point.verdict == "not known"
+    assert point.verdicts["loss"] == "not known"
 
 
 def test_extra_forwards_take_time() -> None:
@@ -94,7 +94,7 @@ def test_extra_forwards_take_time() -> None:
     runs = [replace(_run("micro", 1.0, seed, 8.0), extra_forwards=1, masks=["11"], schedule=[0]) for seed in (0, 1)]
     point = points([*FULL, *runs], timing)[-1]
     assert point.time == pytest.approx(0.75 + 0.4 / 4)
-    assert point.verdict != "shuts nothing"
+    assert point.verdicts["loss"] != "shuts nothing"
 
 
 def test_extra_forwards_of_unknown_time_are_compared_with_nothing() -> None:
@@ -126,4 +126,6 @@ def test_the_interval_of_three_seeds_is_students() -> None:
     ],
 )
 def test_a_verdict_is_that_of_the_interval(mean: float, error: float, said: str) -> None:
-    assert verdict([Estimate(mean, error, 3)] * 3, loss=2.0) == said
+    assert verdict([Estimate(mean, error, 3)] * 3, margin=0.01) == said
+    turned = {"better": "worse", "worse": "better"}
+    assert verdict([Estimate(mean, error, 3)] * 3, margin=0.01, worse=-1) == turned.get(said, said)

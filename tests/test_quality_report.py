@@ -59,6 +59,7 @@ def test_the_report_writes_its_tables_and_a_picture(store: Store) -> None:
         "loss, against full LoRA": "+0.100 ± 0.000",
         "accuracy, against fewer steps": "+0.0 ± 0.0",
         "loss, against fewer steps": "-0.060 ± 0.000",
+        "verdict by accuracy": "level",
         "verdict by loss": "better",
         "loss, against freeze": "+0.000 ± 0.000",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -69,14 +70,21 @@ def test_masks_are_those_of_all_seeds() -> None:
     assert chosen_masks(runs) == {"11": 1 / 8, "10": 4 / 8, "00": 3 / 8}
 
 
-def test_of_many_masks_some_of_every_seed_are_timed() -> None:
-    runs = [
-        _run("x", seed, [f"{40 * seed + number:08b}" for number in range(40)], list(range(40))) for seed in range(3)
-    ]
+def test_of_many_masks_as_many_of_each_depth_are_timed_as_there_were() -> None:
+    """In whatever order they came."""
+    depths = [depth for depth in range(12) for _ in range(5)]
+    runs = []
+    for seed in range(3):
+        draws = random.Random(seed)
+        masks = ["0" * depth + "1" + "".join(draws.choices("01", k=19 - depth)) for depth in draws.sample(depths, 60)]
+        runs.append(_run("x", seed, masks, list(range(60))))
     chosen = chosen_masks(runs)
-    assert len(chosen) == MOST_MASKS
     assert set(chosen.values()) == {1 / MOST_MASKS}
-    assert Counter(int(mask, 2) // 40 for mask in chosen) == dict.fromkeys(range(3), MOST_MASKS // 3)
+    assert Counter(map(_truncated, chosen)) == dict.fromkeys(range(12), MOST_MASKS // 12)
+
+
+def _truncated(mask: str) -> int:
+    return len(mask) - len(mask.lstrip("0"))
 
 
 def test_seeds_that_share_few_masks_are_timed_whole() -> None:
@@ -168,9 +176,10 @@ def timed(task: Task, names: Sequence[str], tmp_path_factory: pytest.TempPathFac
         ("freeze", 2, ["110011"], 0.5),
         ("prefix", 0, [OPEN], 1.0),
         ("random", 0, [OPEN], 1.0),
+        ("fast-forward", 0, [OPEN], 1.0),
     ):
         store.add(replace(_run(arm, seed, masks, range(len(masks)), length), sites=list(names)))
-    time_masks(task, store, SETTINGS, 1, ["freeze", "prefix"])
+    time_masks(task, store, SETTINGS, 1, ["freeze", "prefix", "fast-forward"])
     return store
 
 
@@ -180,10 +189,13 @@ OLD = {"step": 0.8, "backward": 0.6, "masks": 1}
 
 def test_what_is_written_is_of_all_seeds_and_beside_what_was_there(timed: Store) -> None:
     timing = timed.read("timing")
-    assert set(timing["arms"]) == {"full", "freeze", "prefix"}
+    assert set(timing["arms"]) == {"full", "freeze", "prefix", "fast-forward"}
     assert timing["arms"]["full"] == OLD
     freeze, prefix = timing["arms"]["freeze"], timing["arms"]["prefix"]
     assert (freeze["seeds"], freeze["masks"], freeze["rounds"]) == ([0, 1], 3, 1)
+    assert timing["arms"]["fast-forward"] == {"step": 1.0, "backward": 1.0, "masks": 0}
+    assert freeze["open"] == prefix["open"]
+    assert prefix["open"]["backward"] == prefix["backward"]
     assert (prefix["seeds"], prefix["masks"]) == ([0], 1)
     step = timing["reference"]["step_s"]
     assert 0 < timing["reference"]["backward_s"] < step < 9.0

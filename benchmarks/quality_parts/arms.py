@@ -62,6 +62,7 @@ class Arm:
         drift: share of their last mean update by which parameters move in a step in which they rest.
         threshold: τ; None for that of the settings.
         repeats: how updates are repeated; None if they are not.
+        gated: whether it has gates at all; without them a step takes what full LoRA's does.
     """
 
     what: str
@@ -76,6 +77,7 @@ class Arm:
     anneals: bool = False
     threshold: float | None = None
     repeats: Repeats | None = None
+    gated: bool = True
 
     def options(self, plan: Plan, settings: Settings) -> dict[str, Any]:
         """Return the options of ``skiplora_fx.apply``."""
@@ -222,8 +224,11 @@ ARMS: Mapping[str, Arm] = {
         "every 6 steps, the last update is repeated while a held-out loss falls (Fast Forward)",
         _open,
         repeats=Repeats(),
+        gated=False,
     ),
-    "fast-forward-mean": Arm("the same with the mean of the last updates", _open, repeats=Repeats(memory=MEMORY)),
+    "fast-forward-mean": Arm(
+        "the same with the mean of the last updates", _open, repeats=Repeats(memory=MEMORY), gated=False
+    ),
     "grow-fast-forward": Arm("the depth grows over the run, with Fast Forward", _growing, repeats=Repeats()),
 }
 """Every arm, by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,11 @@ RIVALS = ("freeze", "random")
 TIMING = 0.03
 """By how much a measured time may be wrong, as a share of full LoRA's: a verdict has to hold at either end."""
 
-MARGIN = 0.005
-"""What makes no difference, as a share of full LoRA's loss: that of the goal."""
+MARGINS: Mapping[str, Callable[[float], float]] = {"accuracy": lambda full: 0.5, "loss": lambda full: 0.005 * full}
+"""What makes no difference to full LoRA's score, as the goal has it: half a point, or 0.5 % of the loss."""
+
+WORSE = {"accuracy": -1, "loss": 1}
+"""The sign of a difference that is for the worse."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ class Point:
         shut: mean share of the adapters that were shut.
         scores: of the arm; that of :data:`EXACT` is NaN if no run has it.
         gains: over full LoRA of as much time and the same seed. Higher is better for accuracy, lower for loss. NaN
-            where full LoRA was not measured around that time with all of the seeds.
+            where full LoRA was not measured around that time with all of the seeds, see :meth:`Curves.at`.
         beside_full: the same over full LoRA of length 1, whatever it takes.
         rivals: what its loss is over that of each of :data:`RIVALS` after as much time, in the same way.
-        verdict: on its loss against that of full LoRA of as much time, see :func:`verdict`.
+        verdicts: on each score against that of full LoRA of as much time, see :func:`verdict`.
     """
 
     arm: str
@@ -91,7 +94,7 @@ class Point:
     gains: Mapping[str, Estimate]
     beside_full: Mapping[str, Estimate]
     rivals: Mapping[str, Estimate]
-    verdict: str
+    verdicts: Mapping[str, str]
 
 
 def at_time(curve: Mapping[float, float], time: float) -> float:
@@ -106,10 +109,38 @@ def at_time(curve: Mapping[float, float], time: float) -> float:
     return (1 - share) * curve[below] + share * curve[above]
 
 
-def nearly_at_time(curve: Mapping[float, float], time: float) -> float:
-    """Return the same; up to :data:`TIMING` outside of the curve the score at its end."""
-    inside = min(max(time, min(curve, default=math.nan)), max(curve, default=math.nan))
-    return at_time(curve, inside) if abs(inside - time) <= TIMING else math.nan
+class Curves:
+    """Every arm's scores against its time, seed by seed.
+
+    Args:
+        runs: of one task.
+        timing: what its arms take.
+    """
+
+    def __init__(self, runs: Iterable[Run], timing: Timing) -> None:
+        self._scores: dict[tuple[str, int], dict[float, Mapping[str, float]]] = {}
+        for run in runs:
+            self._scores.setdefault((run.arm, run.seed), {})[timing.time(run)] = run.scores
+
+    def at(self, arm: str, seed: int, score: str, time: float, off: float = 0.0) -> float:
+        """Return a score on the straight lines between an arm's points.
+
+        Args:
+            arm: whose score.
+            seed: of its runs.
+            score: its name.
+            time: at which.
+            off: by how much that may be wrong: past the curve's ends, and as far as ``time`` itself lies no more than
+                :data:`TIMING` outside of them, the score is that at the end.
+
+        Returns:
+            The score at ``time + off``; NaN outside of the curve.
+        """
+        curve = {known: scores[score] for known, scores in self._scores.get((arm, seed), {}).items()}
+        first, last = min(curve, default=math.nan), max(curve, default=math.nan)
+        if not first - TIMING <= time <= last + TIMING:
+            return math.nan
+        return at_time(curve, min(max(time + off, first), last))
 
 
 def points(runs: Sequence[Run], timing: Timing) -> list[Point]:
@@ -119,77 +150,70 @@ def points(runs: Sequence[Run], timing: Timing) -> list[Point]:
         runs: of one task.
         timing: what its arms take.
     """
-    keys = sorted({(run.arm, run.length) for run in runs}, key=lambda key: (key[0] != FULL, *key))
-    return [_point([run for run in runs if (run.arm, run.length) == key], runs, timing) for key in keys]
+    alike: dict[tuple[str, float], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.arm != FULL, run.arm, run.length, run.seed)):
+        alike.setdefault((run.arm, run.length), []).append(run)
+    whole = [run for run in runs if (run.arm, run.length) == (FULL, 1.0)]
+    margins = {
+        score: margin(statistics.fmean(run.scores[score] for run in whole) if whole else math.nan)
+        for score, margin in MARGINS.items()
+    }
+    curves = Curves(runs, timing)
+    return [_point(same, curves, timing, margins) for same in alike.values()]
 
 
-def _point(same: Sequence[Run], runs: Sequence[Run], timing: Timing) -> Point:
-    arm, length = same[0].arm, same[0].length
-    is_full = arm == FULL
+def _point(same: Sequence[Run], curves: Curves, timing: Timing, margins: Mapping[str, float]) -> Point:
+    arm = same[0].arm
     time = statistics.fmean(map(timing.time, same))
 
-    def gain(score: str, at: float) -> Estimate:
-        return paired([run.scores[score] - at_time(_curve(FULL, run.seed, score, runs, timing), at) for run in same])
-
-    def over(rival: str) -> Estimate:
+    def over(rival: str, score: str, at: float, off: float = 0.0) -> Estimate:
         if arm in (FULL, rival):
             return estimate([])
-        return paired(
-            [run.scores["loss"] - nearly_at_time(_curve(rival, run.seed, "loss", runs, timing), time) for run in same]
-        )
+        return paired([run.scores[score] - curves.at(rival, run.seed, score, at, off) for run in same])
 
-    shut = statistics.fmean(map(_shut, same))
-    beside = gain("loss", length)
+    beside = over(FULL, "loss", same[0].length)
     differs = beside.mean != 0 or beside.error > 0  # or it is not known
-    longest = 1.0 if time <= 1.0 + TIMING else math.inf  # a step that takes no more than full LoRA's, for all we know
-    around = [gain("loss", min(at, longest)) for at in (time - TIMING, time, time + TIMING)]
+
+    def judged(score: str) -> str:
+        if arm == FULL:
+            return ""
+        around = [over(FULL, score, time, off) for off in (-TIMING, 0.0, TIMING)]
+        return verdict(around, margins[score], WORSE[score]) if differs else "shuts nothing"
+
     return Point(
-        arm,
-        length,
-        time,
-        timing.backward(arm),
-        tuple(sorted(run.seed for run in same)),
-        shut,
-        {score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
-        {score: gain(score, math.nan if is_full else min(time, longest)) for score in SCORES},
-        {score: gain(score, math.nan if is_full else 1.0) for score in SCORES},
-        {rival: over(rival) for rival in RIVALS},
-        "" if is_full else verdict(around, full_loss(runs)) if differs else "shuts nothing",
+        arm=arm,
+        length=same[0].length,
+        time=time,
+        backward=timing.backward(arm),
+        seeds=tuple(run.seed for run in same),
+        shut=statistics.fmean(map(_shut, same)),
+        scores={score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
+        gains={score: over(FULL, score, time) for score in SCORES},
+        beside_full={score: over(FULL, score, 1.0) for score in SCORES},
+        rivals={rival: over(rival, "loss", time) for rival in RIVALS},
+        verdicts={score: judged(score) for score in SCORES},
     )
-
-
-def _curve(arm: str, seed: int, score: str, runs: Sequence[Run], timing: Timing) -> dict[float, float]:
-    """Return an arm's score by time, of one seed."""
-    mine = [run for run in runs if (run.arm, run.seed) == (arm, seed)]
-    return {timing.time(run): run.scores[score] for run in mine}
 
 
 def _shut(run: Run) -> float:
     return statistics.fmean(run.masks[index].count("0") / len(run.sites) for index in run.schedule)
 
 
-def full_loss(runs: Sequence[Run]) -> float:
-    """Return the mean loss of full LoRA's longest runs; NaN if there is none."""
-    full = [run for run in runs if run.arm == FULL]
-    longest = max((run.length for run in full), default=0.0)
-    return statistics.fmean([run.scores["loss"] for run in full if run.length == longest]) if full else math.nan
-
-
-def verdict(around: Sequence[Estimate], loss: float) -> str:
-    """Say how an arm's loss compares with that of full LoRA of as much time.
+def verdict(around: Sequence[Estimate], margin: float, worse: int = 1) -> str:
+    """Say how an arm's score compares with that of full LoRA of as much time.
 
     ``better`` or ``worse`` if the confidence intervals say so at each time that the arm may have taken; ``level`` if
     all of them lie within the margin, ``open`` if neither. One of 20 arms that are level is told wrongly.
 
     Args:
-        around: the gains at those times.
-        loss: full LoRA's, of which the margin is a share.
+        around: the differences at those times.
+        margin: what makes no difference.
+        worse: the sign of a difference that is for the worse.
     """
-    lows, highs = zip(*(gain.interval for gain in around), strict=True)
+    lows, highs = zip(*(difference.interval for difference in around), strict=True)
+    low, high = min(lows), max(highs)
     if any(map(math.isnan, (*lows, *highs))):
         return "not known"
-    if max(highs) < 0:
-        return "better"
-    if min(lows) > 0:
-        return "worse"
-    return "level" if max(*highs, -min(lows)) <= MARGIN * loss else "open"
+    if low > 0 or high < 0:
+        return "worse" if worse * low > 0 else "better"
+    return "level" if max(high, -low) <= margin else "open"

@@ -75,7 +75,7 @@ def _compared(found: Sequence[Point]) -> str:
         "time",
         *whole,
         *fewer,
-        "verdict by loss",
+        *(f"verdict by {score}" for score in SCORES),
         *(f"loss, against {name}" for name in RIVALS),
     ]
     rows = [
@@ -84,7 +84,7 @@ def _compared(found: Sequence[Point]) -> str:
             f"{point.length:g}",
             ratio(point.time),
             *(said(gains[score], f"+{FORMS[score]}") for gains in (point.beside_full, point.gains) for score in SCORES),
-            point.verdict,
+            *point.verdicts.values(),
             *(said(point.rivals[name], f"+{FORMS['loss']}") for name in RIVALS),
         ]
         for point in found

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from speed_parts.rows import machine
 from torch import nn
 
 import skiplora_fx
@@ -25,7 +26,7 @@ from .store import Store
 from .tasks import Rows, Task
 
 MOST_MASKS = 24
-"""Of an arm with more different masks than this, so many are timed, evenly drawn from its schedules of all seeds."""
+"""Of an arm with more different masks than this, so many are timed, evenly drawn from those of all seeds' backwards."""
 
 DECIDED = 25
 """Steps of which the decisions are timed: as many as the arms' budgets hold a choice for."""
@@ -48,7 +49,7 @@ class Sample(NamedTuple):
     backward: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Runner:
     """A compiled model on one batch."""
 
@@ -81,7 +82,8 @@ class Runner:
 def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: Collection[str]) -> None:
     """Time the masks of ``arms`` that are in the store, and write them to ``timing`` there: see :func:`summary`.
 
-    What was timed before of other arms stays: all are ratios to full LoRA beside them.
+    Beside each arm stands what its step takes with every gate open. What was timed before of other arms stays: all are
+    ratios to full LoRA beside them. Of arms without gates nothing is timed, as they are full LoRA.
 
     Raises:
         ValueError: the store has no run of ``arms``.
@@ -89,37 +91,42 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: 
     runs = longest_runs(store.runs(), arms)
     if not runs:
         raise ValueError(f"no run of {', '.join(sorted(arms))} is in {store.folder}: train them before they are timed")
-    chosen = {arm: chosen_masks(same) for arm, same in runs.items()}
-    kinds = {arm: kind_of(ARMS[arm], settings) for arm in runs}
+    gated = [arm for arm in runs if ARMS[arm].gated]
+    chosen = {arm: chosen_masks(runs[arm]) for arm in gated}
+    kinds = {arm: kind_of(ARMS[arm], settings) for arm in gated}
     masks: dict[Kind, dict[str, None]] = {}
     for arm, kind in kinds.items():
         masks.setdefault(kind, {}).update(dict.fromkeys(chosen[arm]))
     names = next(iter(runs.values()))[0].sites
+    everything = "1" * len(names)
+    for kind in masks:
+        masks[kind].setdefault(everything)
     task.reset(0)
     runners = run_rounds(task, settings, masks, names, rounds)
     program = torch.export.export(task.loss, _batch(task, 1))
-    deciding = {arm: seconds_to_decide(task, program, ARMS[arm], settings) for arm in runs}
+    deciding = {arm: seconds_to_decide(task, program, ARMS[arm], settings) for arm in gated}
     full = [pair[1] for runner in runners.values() for pairs in runner.samples.values() for pair in pairs]
     reference = Sample(*map(statistics.median, zip(*full, strict=True)))
+    circumstances = {"rounds": rounds, "machine": machine(settings.device), "threads": torch.get_num_threads()}
 
     def told(arm: str) -> dict[str, Any]:
-        samples = runners[kinds[arm]].samples
-        medians = {mask: median_ratio(samples[mask]) for mask in chosen[arm]}
+        kind = kinds[arm]
+        medians = {mask: median_ratio(pairs) for mask, pairs in runners[kind].samples.items()}
         return {
-            "rounds": rounds,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            **circumstances,
             "seeds": [run.seed for run in runs[arm]],
             "policy_s": deciding[arm],
+            "open": medians[everything]._asdict(),
             **summary(chosen[arm], medians, ARMS[arm].micro, deciding[arm] / reference.step),
         }
 
     before = (store.read("timing") or {"arms": {}})["arms"]
+    plain = {arm: {"step": 1.0, "backward": 1.0, "masks": 0} for arm in runs if not ARMS[arm].gated}
     store.write(
         "timing",
         {
             "reference": {"step_s": reference.step, "backward_s": reference.backward},
-            "arms": before | {arm: told(arm) for arm in runs},
+            "arms": before | plain | {arm: told(arm) for arm in gated},
         },
     )
 
@@ -137,7 +144,9 @@ def longest_runs(runs: Sequence[Run], arms: Collection[str]) -> dict[str, list[R
 def run_rounds(
     task: Task, settings: Settings, masks: Mapping[Kind, Collection[str]], names: Sequence[str], rounds: int
 ) -> dict[Kind, Runner]:
-    """Run each mask of each kind once in every round, and full LoRA under Inductor on a whole batch after it.
+    """Run each mask of each kind once in every round, and full LoRA under Inductor on a whole batch beside it.
+
+    One of the two comes first in even rounds, the other in odd ones.
 
     Args:
         task: its model is copied as it is.
@@ -151,11 +160,13 @@ def run_rounds(
     for runner in (reference, *runners.values()):
         for _ in range(3):
             runner.step()
-    for _ in range(rounds):
+    for turn in range(rounds):
         for kind, runner in runners.items():
             for mask in masks[kind]:
                 runner.force(mask, names)
-                runner.samples.setdefault(mask, []).append((runner.step(), reference.step()))
+                in_order = (runner, reference) if turn % 2 == 0 else (reference, runner)
+                taken = {one: one.step() for one in in_order}
+                runner.samples.setdefault(mask, []).append((taken[runner], taken[reference]))
     return runners
 
 
@@ -202,9 +213,14 @@ def kind_of(arm: Arm, settings: Settings) -> Kind:
 
 
 def chosen_masks(runs: Sequence[Run]) -> dict[str, float]:
-    """Return masks of an arm's runs to be timed, each with its share of the backwards of all of them."""
+    """Return masks of an arm's runs to be timed, each with its share of the backwards of all of them.
+
+    Where some are drawn, it is from all backwards in the order of how many adapters are truncated, and then of how many
+    are shut: from what a backward costs, nearly.
+    """
     schedule = [run.masks[index] for run in runs for index in run.schedule]
     if len(set(schedule)) > MOST_MASKS:
+        schedule.sort(key=lambda mask: (len(mask) - len(mask.lstrip("0")), mask.count("0"), mask))
         schedule = [schedule[(2 * place + 1) * len(schedule) // (2 * MOST_MASKS)] for place in range(MOST_MASKS)]
     return {mask: schedule.count(mask) / len(schedule) for mask in dict.fromkeys(schedule)}
 
