@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    train(model, rows, args.steps, args.batch, args.learning_rate)
+    train(model.to(args.device), rows.to(args.device), args.steps, args.batch, args.learning_rate)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
 
@@ -129,6 +129,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=16, help="(default: %(default)s)")
     add("--tokens", type=int, default=64, help="in a row (default: %(default)s)")
     add("--learning_rate", type=float, default=2e-3, help="(default: %(default)s)")
+    add("--device", default="cpu", help="where it trains (default: %(default)s)")
     add("--threads", type=int, default=1, help="(default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     return parser.parse_args(arguments)
