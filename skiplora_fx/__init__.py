@@ -17,6 +17,7 @@ from .live import set_threshold, sites
 from .live_site import SiteState
 from .nothing_found import NoLoRAWarning
 from .report import report
+from .wanted_inputs import InputGradientWarning
 
 __all__ = [
     "ConfigError",
@@ -25,6 +26,7 @@ __all__ = [
     "FallbackWarning",
     "FileError",
     "GraphDiff",
+    "InputGradientWarning",
     "InternalError",
     "NoLoRAWarning",
     "SiteState",

@@ -36,6 +36,7 @@ from .registry import learn_home, name_of
 from .reproducer import kinds_of
 from .runtime import GatedGraph, TrainingWithoutAutograd
 from .site import Findings
+from .wanted_inputs import WANTED, InputGradientWarning, wanted_inputs
 from .watching import watched
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def _compile_gated(
     if pipeline.gated is None:
         return compile_with_inductor(gm, example_inputs, inductor)
 
+    _warn_of_wanted(wanted_inputs(gm, example_inputs), root)
     assert pipeline.searched is not None
     slots = _slots(pipeline.searched, findings)
     _check_globs(config, slots, example_inputs, root)
@@ -171,17 +173,22 @@ def _warn_of_what_is_left(findings: Findings, root: nn.Module | None, piece: boo
     if not findings.rejections:
         return
     if piece:
-        _warn_once(root, cut_apart(findings))
+        _warn_once(root, cut_apart(findings), NoLoRAWarning)
     elif not findings.sites and (root is None or not has_states(root)):
-        _warn_once(root, nothing_found(findings))
+        _warn_once(root, nothing_found(findings), NoLoRAWarning)
 
 
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+def _warn_of_wanted(names: Sequence[str], root: nn.Module | None) -> None:
+    for name in names:
+        _warn_once(root, f"{name} {WANTED}", InputGradientWarning)
 
 
-def _warn_once(root: nn.Module | None, message: str) -> None:
-    """Warn, once for each model that is known."""
-    if root is None or root not in _warned:
-        warnings.warn(message, NoLoRAWarning, stacklevel=2)
-    if root is not None:
-        _warned.add(root)
+_warned: weakref.WeakKeyDictionary[nn.Module, set[type[Warning]]] = weakref.WeakKeyDictionary()
+
+
+def _warn_once(root: nn.Module | None, message: str, category: type[Warning]) -> None:
+    """Warn, once of each kind for each model that is known."""
+    said = _warned.setdefault(root, set()) if root is not None else set()
+    if category not in said:
+        warnings.warn(message, category, stacklevel=2)
+    said.add(category)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ._torch_compat import Parts, compile_ahead, placeholder_source, static_fake, traced_module
+from ._torch_compat import Parts, compile_ahead, static_fake, traced_module
 from .best_cases import best_cases, share_left_out
 from .capturing import capture, device_of_what_trains, module_of
 from .config import SkipLoraConfig
@@ -26,6 +26,7 @@ from .policy import SiteHistory
 from .policy.wrappers import CostsOfSome
 from .registry import learn_names, name_of
 from .site import Findings, Rejection, Site
+from .wanted_inputs import wanted_inputs
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class _Recorder:
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         pipeline = Pipeline(self._config.scope, held=self._config.decision == "previous")
         findings = self._named_from_outside(pipeline.rewrite_dynamo(gm), traced_module(gm))
-        recorded = _Recorded(findings, _wanted(gm, inputs))
+        recorded = _Recorded(findings, wanted_inputs(gm, inputs))
         run = self._compile(pipeline, recorded, gm, inputs)
         number, slots = len(self._graphs), self._slots(pipeline, findings)
         self._graphs.append(recorded)  # only now, as AOTAutograd may have Dynamo begin again
@@ -327,15 +328,6 @@ class _Recorder:
 def _is_product(node: fx.Node) -> bool:
     packet: Any = getattr(node.target, "overloadpacket", None)
     return packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
-
-
-def _wanted(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[str, ...]:
-    nodes = gm.graph.find_nodes(op="placeholder")
-    return tuple(
-        placeholder_source(node) or node.name
-        for node, value in zip(nodes, inputs, strict=True)
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf
-    )
 
 
 _NOT_READ = "no graph reads it: what reads it runs as plain Python (see the graph breaks), or nothing does"

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from .site import Rejection
 from .visible import visible
+from .wanted_inputs import WANTED
 
 if TYPE_CHECKING:
     from .explain import Explanation, GraphExplained
@@ -81,7 +82,7 @@ def _totals_text(found: Explanation) -> str:
         listed = ", ".join(f"{name} ({times})" for name, times in uncounted.most_common())
         lines.append(f"Not counted, beside what touches each element once: {listed}.")
     wanted = dict.fromkeys((name, graph.number) for graph in found.graphs if graph.sites for name in graph.wanted)
-    lines += [f"Input {visible(name)} of graph {number} {_WANTED}" for name, number in wanted]
+    lines += [f"Input {visible(name)} of graph {number} {WANTED}" for name, number in wanted]
     breaks = [f"Graph break{f' at {cut.place}' if cut.place else ''}: {cut.reason}" for cut in found.breaks]
     lines += [visible(line) for told in breaks for line in told.splitlines()]
     if not found.captured:
@@ -89,12 +90,6 @@ def _totals_text(found: Explanation) -> str:
     if not gated:
         lines.append("Nothing is gated. Does an adapter train? See the reasons above, and docs/explain.md.")
     return "\n".join(lines)
-
-
-_WANTED = (
-    "is no parameter and wants a gradient itself, so the backward goes down to it whatever is skipped. If that is by "
-    "the hook that transformers and PEFT set with activation checkpointing, docs/explain.md says how to do without."
-)
 
 
 def _share_rows(shares: Mapping[str, float]) -> list[str]:

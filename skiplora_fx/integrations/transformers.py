@@ -23,6 +23,7 @@ from ..live import sites
 from ..live_site import SiteState
 from ..policy import with_run
 from ..step_log import StepLog
+from .checkpointing import remove_needless_hook
 
 UNLESS_SAID: Mapping[str, Any] = {
     "policy": "schedule",
@@ -92,10 +93,14 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Compile the model in place and attach to the optimizer."""
+        """Compile the model in place and attach to the optimizer.
+
+        Of a model with activation checkpointing, see :func:`.checkpointing.remove_needless_hook`.
+        """
         model = kwargs["model"]
         self._go_first()
         _check(self, model, args)
+        remove_needless_hook(model, args)
         options = _of_the_run(self.options, state.max_steps)
         SkipLoraConfig.from_options(options)
         model.compile(backend="skiplora", dynamic=self._dynamic, options=options)
