@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from quality_parts.arms import ARMS, Arm
 from quality_parts.rates import share_of_rate, trained_until
-from quality_parts.resting import Drift
+from quality_parts.resting import CatchUp, Drift
 from quality_parts.run import Run
 from quality_parts.training import Trainer
 from quality_parts.trials import Stairs
@@ -43,6 +44,7 @@ def _depths(run: Run) -> list[int]:
         ("freeze", [3] * 8),
         ("freeze-less", [2] * 8),
         ("multirate", [0, 0, 3, 3, 0, 3, 3, 3]),
+        ("multirate-catch-up", [0, 0, 3, 3, 0, 3, 3, 3]),
         ("micro", [0] * 9 + [3, 3, 3] + [0, 3, 3, 3] * 5),
         ("stairs", [0] * 9 + [2, 3, 5] + [0, 2, 3, 5] * 5),
         ("grow", [0, 0, 0, 1, 2, 3, 4, 5]),
@@ -142,6 +144,24 @@ def test_a_learning_rate_falls_to_nothing_at_its_end(step: int, share: float) ->
 def test_stairs_take_turns() -> None:
     policy = Stairs((0.0, 0.5, 0.8))
     assert [sum(map(bool, policy.decide(_observation(step)))) for step in range(4)] == [0, 2, 3, 0]
+
+
+def test_what_rested_catches_up_by_a_step_as_many_times_as_large() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    catch_up = CatchUp([parameter])
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    for gradient, expected in ((-2.0, 2.0), (None, 2.0), (None, 2.0), (-1.0, 5.0), (-1.0, 6.0), (None, 6.0)):
+        parameter.grad = None if gradient is None else torch.tensor([gradient])
+        catch_up.before_step()
+        optimizer.step()
+        catch_up.after_step()
+        torch.testing.assert_close(parameter.detach(), torch.tensor([expected]))
+
+
+def test_only_a_schedule_says_when_learning_rates_end(trainer: Trainer) -> None:
+    arm = replace(ARMS["multirate"], anneals=True)
+    with pytest.raises(TypeError, match="an arm that anneals follows a Schedule, and not a Multirate"):
+        trainer.run("x", arm, 1.0, seed=0)
 
 
 def test_drift_moves_what_rests_by_its_mean_update() -> None:

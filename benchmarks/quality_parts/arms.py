@@ -60,6 +60,7 @@ class Arm:
         zeros: whether what rests in a step has zeros for a gradient, with which AdamW goes on by its moments, and not
             none; the backend's ``skipped_grad``.
         drift: share of their last mean update by which parameters move in a step in which they rest.
+        catches_up: whether parameters that move again take the steps in which they rested at once.
         threshold: τ; None for that of the settings.
         repeats: how updates are repeated; None if they are not.
         gated: whether it has gates at all; without them a step takes what full LoRA's does.
@@ -74,6 +75,7 @@ class Arm:
     open_warmup: bool = True
     zeros: bool = False
     drift: float = 0.0
+    catches_up: bool = False
     anneals: bool = False
     threshold: float | None = None
     repeats: Repeats | None = None
@@ -168,6 +170,11 @@ ARMS: Mapping[str, Arm] = {
         "the lower half in every other step; what rests moves on by half of its mean update",
         lambda plan: Multirate(share=0.5, every=2),
         drift=0.5,
+    ),
+    "multirate-catch-up": Arm(
+        "the lower half in each 4th step, which is then four times as large",
+        lambda plan: Multirate(share=0.5, every=4),
+        catches_up=True,
     ),
     "multirate-2": Arm("the lower half in every other step", lambda plan: Multirate(share=0.5, every=2)),
     "threshold-0.7": Arm(

@@ -73,6 +73,32 @@ class Drift:
                 parameter += self._share * mean
 
 
+class CatchUp:
+    """Takes the steps in which a parameter rested at once, when it moves again: its update, so many times more.
+
+    Args:
+        parameters: all that train; none for doing nothing.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._rested = dict.fromkeys(parameters, 0)
+        self._updates = Updates(parameters, memory=0.0)
+
+    def before_step(self) -> None:
+        """Remember where those stand that are about to move."""
+        self._updates.before_step()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move those on that had rested, and count for the others."""
+        self._updates.after_step()
+        for parameter, rested in self._rested.items():
+            moved = parameter in self._updates.moved
+            if moved:
+                parameter += rested * self._updates.means[parameter]
+            self._rested[parameter] = 0 if moved else rested + 1
+
+
 def fill_with_zeros(parameters: Sequence[nn.Parameter]) -> None:
     """Give what has no gradient one of zeros."""
     for parameter in parameters:

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import torch
 
 import skiplora_fx
+from skiplora_fx.policy import Schedule
 
 from .arms import Arm, Plan
 from .rates import by_block, scheduled, trained_until
 from .repeating import FastForward
-from .resting import Drift, fill_with_zeros, scale_to_all_rows
+from .resting import CatchUp, Drift, fill_with_zeros, scale_to_all_rows
 from .run import MaskLog, Run, mask_of
 from .settings import Settings
 from .tasks import Rows, Task
@@ -95,6 +96,8 @@ class Training:
         self.masks = MaskLog()
         self.losses: list[float] = []
         options = arm.options(plan, settings)
+        if arm.anneals and not isinstance(options["policy"], Schedule):
+            raise TypeError(f"an arm that anneals follows a Schedule, and not a {type(options['policy']).__name__}")
         self._gated = skiplora_fx.apply(program, **options)
         groups = by_block(task.loss) if arm.anneals else {"": task.trained()}
         blocks = [block for block in groups if block]
@@ -108,7 +111,7 @@ class Training:
         if arm.micro == 1:
             skiplora_fx.attach(self._gated, self._optimizer)
         self._rate = scheduled(self._optimizer, plan.warmup, ends)
-        self._drift = Drift(task.trained(), arm.drift)
+        self._movers = (Drift(task.trained(), arm.drift), CatchUp(task.trained() if arm.catches_up else []))
         self.fast_forward = FastForward(task.trained(), task.loss, held_out, plan.warmup, arm.repeats)
 
     @property
@@ -122,12 +125,13 @@ class Training:
         self._backward(batch)
         if self.arm.zeros:
             fill_with_zeros(self.task.trained())
-        self._drift.before_step()
-        self.fast_forward.before_step()
+        for mover in (*self._movers, self.fast_forward):
+            mover.before_step()
         for watch in watches:
             watch.before_step([site.ratio for site in self.sites], batch)
         self._optimizer.step()
-        self._drift.after_step()
+        for mover in self._movers:
+            mover.after_step()
         for watch in watches:
             watch.after_step()
         self.fast_forward.after_step()
