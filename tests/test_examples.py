@@ -78,7 +78,7 @@ def test_a_policy_and_a_log(model_folder: Path, glue: Path, tmp_path: Path) -> N
     assert opens[0].tolist() == [0.0] * (opens.shape[1] // 2) + [1.0] * (opens.shape[1] // 2)
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "shard"])
+@pytest.mark.parametrize("wrap", ["ddp", pytest.param("shard", marks=pytest.mark.slow)])
 def test_two_processes(wrap: str, tmp_path: Path) -> None:
     log, told = tmp_path / "log.jsonl", tmp_path / "told"
     ranks = ["--standalone", "--nproc-per-node", "2", "--redirects", "2", "--log-dir", told]

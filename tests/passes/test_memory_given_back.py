@@ -274,16 +274,29 @@ def peaks(options: dict[str, Any], checkpointing: bool = False) -> tuple[int, in
     return open, settled()
 
 
-def test_memory_is_given_back() -> None:
-    open, shut = peaks({})
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, int]]:
+    """Return a folder of Inductor's caches, and the peaks of what has been compiled into it."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        return folder, peaks({})
+
+
+@pytest.mark.xdist_group("memory given back")
+def test_memory_is_given_back(cached: tuple[Path, tuple[int, int]]) -> None:
+    open, shut = cached[1]
     kept_open, kept_shut = peaks({"disable_passes": ["release_saved"]})
     assert open == kept_open
     assert shut < 0.75 * kept_shut
 
 
-def test_a_compile_from_caches_gives_it_back_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    first = peaks({})
+@pytest.mark.xdist_group("memory given back")
+def test_a_compile_from_caches_gives_it_back_too(
+    cached: tuple[Path, tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, first = cached
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
     hits = torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
     assert peaks({}) == first
     assert torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"] > hits

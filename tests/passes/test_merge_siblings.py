@@ -178,8 +178,15 @@ def _masks(names: list[str]) -> list[dict[str, bool]]:
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
 
 
-@pytest.mark.parametrize("scope", ["adapter", "layer"])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("scope", "checkpointed"),
+    [
+        ("adapter", False),
+        ("layer", False),
+        ("adapter", True),
+        pytest.param("layer", True, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_those_of_eager_detach(scope: str, checkpointed: bool) -> None:
     model, batch = _llama(), models.tokens()
     if checkpointed:

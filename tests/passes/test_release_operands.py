@@ -69,7 +69,7 @@ def peak(model: nn.Module, threshold: float) -> int:
 
 
 # 1.088 and 1.135 were measured; a goal of 1.01 is missed in a model as small as this (docs/performance.md).
-@pytest.mark.parametrize(("scope", "most"), [("adapter", 1.10), ("layer", 1.15)])
+@pytest.mark.parametrize(("scope", "most"), [("adapter", 1.10), pytest.param("layer", 1.15, marks=pytest.mark.slow)])
 def test_skipping_everything_takes_little_memory(scope: str, most: float) -> None:
     model = copy.deepcopy(models.with_lora(models.llama(3), "all-linear"))
     options = {"scope": scope, "threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "strict": True}
