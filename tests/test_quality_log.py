@@ -1,4 +1,4 @@
-"""The log has a row for each trial in each setting, and the document has the log of the runs that are committed."""
+"""The log has a row for each trial in each setting; it, the tables and the times are of the runs that are committed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from quality_parts.arms import ARMS
+from quality_parts.report import points_of, tables
 from quality_parts.run import Run
 from quality_parts.store import Store
+from quality_parts.tasks import TASKS
+from quality_parts.timing import chosen_masks, longest_runs
 from quality_task import SETTINGS
 from tried import log_of
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results/quality"
+DOCUMENT = ROOT / "docs/policies.md"
+SETTINGS_OF_RUNS = sorted(str(path.parent.relative_to(RESULTS)) for path in RESULTS.rglob("table.md"))
 
 
 def _run(arm: str, length: float, loss: float) -> Run:
@@ -44,7 +51,27 @@ def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
 
 def test_the_document_has_the_log_of_the_runs() -> None:
     """After new runs: benchmarks/tried.py, and its output into docs/policies.md."""
-    assert log_of(ROOT / "benchmarks/results/quality") in (ROOT / "docs/policies.md").read_text()
+    assert log_of(RESULTS) in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize("setting", SETTINGS_OF_RUNS)
+def test_a_table_is_of_the_runs_beside_it(setting: str) -> None:
+    """After new runs: the phase "report"; the tables of the two tasks also into docs/policies.md."""
+    told = tables(points_of(Store.found(RESULTS / setting)))
+    assert (RESULTS / setting / "table.md").read_text() == told + "\n"
+    if setting in TASKS:
+        assert told in DOCUMENT.read_text()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_times_are_of_the_runs_beside_them(task: str) -> None:
+    """After new runs: the phase "time"."""
+    store = Store.found(RESULTS / task)
+    arms = store.read("timing")["arms"]
+    runs = longest_runs(store.runs(), arms)
+    assert {arm: (told["seeds"], told["masks"]) for arm, told in arms.items() if told["masks"]} == {
+        arm: ([run.seed for run in same], len(chosen_masks(same))) for arm, same in runs.items() if ARMS[arm].gated
+    }
 
 
 def _cells(line: str) -> list[str]:

@@ -20,7 +20,7 @@ EXACT = "exact"
 FULL = "full"
 """The arm that skips nothing."""
 
-RIVALS = ("freeze", "random")
+RIVALS = ("freeze", "freeze-less", "random")
 """Arms that every other one is compared with, beside full LoRA."""
 
 TIMING = 0.03

@@ -24,7 +24,7 @@ def report(store: Store) -> str:
     Writes them to ``table.md`` in the store, and the picture to ``curves.png``.
     """
     found = points_of(store)
-    text = f"{_measured(found)}\n\n{_compared(found)}" if len(found) > 1 else _measured(found)
+    text = tables(found)
     (store.folder / "table.md").write_text(text + "\n")
     draw(found, store.folder / "curves.png")
     return text
@@ -33,6 +33,11 @@ def report(store: Store) -> str:
 def points_of(store: Store) -> list[Point]:
     """Return every arm at every length that is in a store."""
     return points(store.runs(), Timing.of(store.read("timing") or {}))
+
+
+def tables(found: Sequence[Point]) -> str:
+    """Return the two tables; the first alone of a single point."""
+    return f"{_measured(found)}\n\n{_compared(found)}" if len(found) > 1 else _measured(found)
 
 
 def _measured(found: Sequence[Point]) -> str:
