@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.utils import ModulesToSaveWrapper
 from quality import missing
 from quality_parts.run import Run
 from quality_parts.store import SettingsError, Store
@@ -62,6 +63,10 @@ def test_runs_of_another_model_or_of_other_rows_are_not_mixed(tmp_path: Path) ->
     store.check_task(first)
     task.reset(seed=3)
     store.check_task(task.digest())  # what trains begins anew with each run
+    head = next(module for module in task.loss.modules() if isinstance(module, ModulesToSaveWrapper))
+    with torch.no_grad():
+        head.original_module.weight += 1  # as of a model that comes without one
+    store.check_task(task.digest())
     fewer = replace(task, train=tuple(column[1:] for column in task.train))
     with pytest.raises(SettingsError, match=first[:12]):
         store.check_task(fewer.digest())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -86,8 +87,13 @@ class Task:
         return [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
 
     def digest(self) -> str:
-        """Return the SHA-256 of all rows and of what of the model does not train, in hexadecimal."""
-        frozen = [value for value in self.loss.parameters() if not value.requires_grad]
+        """Return the SHA-256 of all rows and of what of the model does not train, in hexadecimal.
+
+        What PEFT keeps of a head that trains is left out: nothing reads it, and it was drawn anew if a model had none.
+        """
+        heads = [module for module in self.loss.modules() if isinstance(module, ModulesToSaveWrapper)]
+        kept = {value for head in heads for value in head.original_module.parameters()}
+        frozen = [value for value in self.loss.parameters() if not value.requires_grad and value not in kept]
         found = hashlib.sha256()
         for values in (*self.train, *self.test, *frozen, *self.loss.buffers()):
             found.update(f"{values.dtype} {tuple(values.shape)}".encode())
