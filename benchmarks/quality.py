@@ -15,16 +15,15 @@ folder of one's own is ``--results``. ``--phases`` chooses among train, time and
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from quality_parts.arms import ARMS
-from quality_parts.options import parse, parser_of, store_of, task_of
+from quality_parts.options import errors_in_a_line, parse, parser_of, store_of, task_of
 from quality_parts.report import report
 from quality_parts.settings import Settings
-from quality_parts.store import SettingsError, Store
+from quality_parts.store import Store
 from quality_parts.timing import time_masks
 from quality_parts.training import Trainer
 
@@ -35,10 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     args = _arguments(arguments)
     torch.set_num_threads(args.threads)
-    try:
+    with errors_in_a_line("quality.py"):
         _run(args)
-    except SettingsError as error:
-        sys.exit(f"quality.py: {error}")
 
 
 def _run(args: argparse.Namespace) -> None:

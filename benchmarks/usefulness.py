@@ -13,14 +13,13 @@ A run that is in the folder of results is not made again. ``--phases`` chooses a
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from quality_parts.options import parse, parser_of, store_of, task_of
+from quality_parts.options import errors_in_a_line, parse, parser_of, store_of, task_of
 from quality_parts.settings import Settings
-from quality_parts.store import SettingsError, Store
+from quality_parts.store import Store
 from quality_parts.training import Trainer
 from usefulness_parts.record import Record
 from usefulness_parts.report import report
@@ -46,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     args = parse(parser_of(__doc__, "usefulness", "instruct", PHASES), Watched, arguments)
     torch.set_num_threads(args.threads)
-    try:
+    with errors_in_a_line("usefulness.py"):
         _run(args)
-    except SettingsError as error:
-        sys.exit(f"usefulness.py: {error}")
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .settings import Kind, Settings, add_settings, settings_of
-from .store import Store, kept_settings
+from .store import SettingsError, Store, kept_settings
 from .tasks import TASKS, Task
 
 
@@ -49,6 +51,15 @@ def parse(
     if asked and left_out:
         parser.error(f"to {' and '.join(asked)} give {' and '.join(f'--{option}' for option in left_out)}")
     return args
+
+
+@contextmanager
+def errors_in_a_line(program: str) -> Iterator[None]:
+    """End the program with one line where a folder of results does not go with the options."""
+    try:
+        yield
+    except SettingsError as error:
+        sys.exit(f"{program}: {error}")
 
 
 def store_of(args: argparse.Namespace, kind: type[Kind]) -> Store[Kind]:
