@@ -35,7 +35,7 @@ class Store(Generic[Kind]):
         self.folder = folder
         self.settings = settings
         folder.mkdir(parents=True, exist_ok=True)
-        kept = kept_settings(folder)
+        kept = self.read("settings")
         if kept is None:
             self.write("settings", asdict(settings))
         elif kept != asdict(settings):
@@ -91,8 +91,7 @@ class Store(Generic[Kind]):
 
     def read(self, name: str) -> Any:
         """Return what was written under a name, or None."""
-        path = self._path(name)
-        return json.loads(path.read_text()) if path.exists() else None
+        return _read(self._path(name))
 
     def write(self, name: str, content: object) -> None:
         """Write a file, whole or not at all."""
@@ -107,7 +106,10 @@ class Store(Generic[Kind]):
 
 def kept_settings(folder: Path) -> dict[str, Any] | None:
     """Return the settings of the runs in a folder of results; None if it holds none."""
-    path = folder / "settings.json"
+    return _read(folder / "settings.json")
+
+
+def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 

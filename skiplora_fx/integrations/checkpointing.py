@@ -18,8 +18,10 @@ def remove_needless_hook(model: nn.Module, args: TrainingArguments) -> None:
         args: the ``Trainer``'s; nothing is removed unless they turn checkpointing on.
     """
     names = ("activation_checkpointing", "gradient_checkpointing")  # the second is the older one
-    turned_on = [name for name in names if getattr(args, name, None)]
-    options = {} if not turned_on else getattr(args, f"{turned_on[0]}_kwargs", None) or {}
+    turned_on = next((name for name in names if getattr(args, name, None)), None)
+    if turned_on is None:
+        return
+    options = getattr(args, f"{turned_on}_kwargs", None) or {}
     base = getattr(model, "get_base_model", lambda: model)()
-    if turned_on and not options.get("use_reentrant", False) and isinstance(base, PreTrainedModel):
+    if not options.get("use_reentrant", False) and isinstance(base, PreTrainedModel):
         base.disable_input_require_grads()
