@@ -204,6 +204,16 @@ def test_what_is_written_is_of_all_seeds_and_beside_what_was_there(timed: Store)
         assert arm["step"] > arm["policy_s"] / step
 
 
+def test_an_arm_without_gates_can_be_timed_alone(task: Task, names: Sequence[str], tmp_path: Path) -> None:
+    """What a step takes is measured for its extra forwards."""
+    store = Store(tmp_path, SETTINGS)
+    store.add(replace(_run("fast-forward", 0, [OPEN], [0]), sites=list(names)))
+    time_masks(task, store, SETTINGS, 1, ["fast-forward"])
+    timing = store.read("timing")
+    assert set(timing["arms"]) == {"fast-forward"}
+    assert 0 < timing["reference"]["backward_s"] < timing["reference"]["step_s"]
+
+
 def test_arms_are_judged_with_times_old_and_new(timed: Store) -> None:
     arms = timed.read("timing")["arms"]
     found = {point.arm: point for point in points(timed.runs(), Timing.of({"arms": arms})) if point.length == 1.0}

@@ -93,31 +93,31 @@ def time_masks(task: Task, store: Store, settings: Settings, rounds: int, arms: 
         raise ValueError(f"no run of {', '.join(sorted(arms))} is in {store.folder}: train them before they are timed")
     gated = [arm for arm in runs if ARMS[arm].gated]
     chosen = {arm: chosen_masks(runs[arm]) for arm in gated}
-    kinds = {arm: kind_of(ARMS[arm], settings) for arm in gated}
-    masks: dict[Kind, dict[str, None]] = {}
-    for arm, kind in kinds.items():
-        masks.setdefault(kind, {}).update(dict.fromkeys(chosen[arm]))
+    kinds = {arm: kind_of(ARMS[arm], settings) for arm in runs}
     names = next(iter(runs.values()))[0].sites
     everything = "1" * len(names)
-    for kind in masks:
-        masks[kind].setdefault(everything)
+    masks: dict[Kind, dict[str, None]] = {}
+    for arm, kind in kinds.items():
+        masks.setdefault(kind, {everything: None}).update(dict.fromkeys(chosen.get(arm, ())))
     task.reset(0)
     runners = run_rounds(task, settings, masks, names, rounds)
     program = torch.export.export(task.loss, _batch(task, 1))
     deciding = {arm: seconds_to_decide(task, program, ARMS[arm], settings) for arm in gated}
     full = [pair[1] for runner in runners.values() for pairs in runner.samples.values() for pair in pairs]
     reference = Sample(*map(statistics.median, zip(*full, strict=True)))
+    medians = {
+        kind: {mask: median_ratio(pairs) for mask, pairs in runner.samples.items()} for kind, runner in runners.items()
+    }
     circumstances = {"rounds": rounds, "machine": machine(settings.device), "threads": torch.get_num_threads()}
 
     def told(arm: str) -> dict[str, Any]:
-        kind = kinds[arm]
-        medians = {mask: median_ratio(pairs) for mask, pairs in runners[kind].samples.items()}
+        own = medians[kinds[arm]]
         return {
             **circumstances,
             "seeds": [run.seed for run in runs[arm]],
             "policy_s": deciding[arm],
-            "open": medians[everything]._asdict(),
-            **summary(chosen[arm], medians, ARMS[arm].micro, deciding[arm] / reference.step),
+            "open": own[everything]._asdict(),
+            **summary(chosen[arm], own, ARMS[arm].micro, deciding[arm] / reference.step),
         }
 
     before = (store.read("timing") or {"arms": {}})["arms"]
