@@ -36,8 +36,11 @@ def with_hooks(
     # What the passes do depends on these options alone; thresholds and policies are none of the graph's.
     gates = pipeline.gated and pipeline.gated.gates
     key: str | None = repr((config.scope, config.decision, config.disable_passes, gates, pipeline.inputs))
+    theirs = _option(inductor, "custom_partitioner_fn")
     if pipeline.counts or DEBUG_DIR in os.environ:
         key = None  # what comes from a cache runs no pass
+    if theirs is not None and theirs.uuid() is None:
+        key = None  # Inductor asks its passes whether they allow a cache, but not the partitioner
     in_python = not writes_other_than_python(inductor)
     reorders = any(_option(inductor, name) for name in _REORDERS if is_inductor_option(name))
     hooks = {
@@ -47,7 +50,6 @@ def with_hooks(
     last: list[_Hook] = []
     hooked = {name: _in_a_row(inductor, name, before=[hook]) for name, hook in hooks.items()}
     if pipeline.releases and in_python and not reorders:
-        theirs = _option(inductor, "custom_partitioner_fn")
         hooked["custom_partitioner_fn"] = _Partitioner(theirs, pipeline.rewrite_partitioned, key)
         last.append(_Hook(pipeline.settle_forward, key))
     if config.outline_layers and in_python:
@@ -124,12 +126,11 @@ class _Partitioner(CustomPartitionerFn):
         return forward, backward
 
     def uuid(self) -> Any:
-        """Return a key made of the user's as well, or None, which keeps a graph out of the caches, if one has none."""
+        """Return a key made of the user's as well; None keeps a graph out of the caches."""
         if self._key is None:
             return None
         theirs = None if self._theirs is None else self._theirs.uuid()
-        own = get_hash_for_files(_SOURCES, extra=self._key)
-        return None if self._theirs is not None and theirs is None else (own, theirs)
+        return get_hash_for_files(_SOURCES, extra=self._key), theirs
 
     # Inductor copies its options, and its caches pickle this one for their key beside asking for its own.
     def __deepcopy__(self, memo: dict[int, Any]) -> _Partitioner:

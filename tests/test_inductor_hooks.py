@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lora_modules import batch
+from partitioner import Counting
 from torch._inductor.utils import fresh_cache
 from two_layers import compiled, skipped, step
 
@@ -61,6 +62,16 @@ def test_costs_are_counted_anew_and_kernels_are_found_again(tmp_path: Path) -> N
             assert any(skipped(model)), "without costs a budget shuts nothing"
             kernels.append(sorted(tmp_path.rglob("*.so")))
     assert kernels[0] == kernels[1] != []
+
+
+def test_a_partitioner_without_a_key_finds_nothing_in_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Inductor alone takes the graph that another has cut: it does not ask the partitioner whether it may."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        torch.compiler.reset()
+        theirs = Counting()
+        step(compiled(custom_partitioner_fn=theirs, decision="previous"))
+        assert theirs.cut == 1
 
 
 def test_a_graph_can_be_kept_though_its_backward_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import torch
 from aten import masks
 from lora_modules import WIDE, peft
 from memory import peak_of
-from torch import Tensor, fx, nn
+from partitioner import Counting
+from torch import Tensor, nn
 
 import skiplora_fx
-from skiplora_fx._torch_compat import CustomPartitionerFn, dynamo_counters, min_cut_partition
+from skiplora_fx._torch_compat import dynamo_counters
 from skiplora_fx.errors import UsageError
 from skiplora_fx.stand_in import let_storage_go, stand_in
 
@@ -206,20 +207,6 @@ def test_with_sizes_that_vary(poisoned: torch.UntypedStorage) -> None:
     pair.check(48)
     pair.check(96)
     assert dynamo_counters["stats"]["unique_graphs"] == before + 1
-
-
-class Counting(CustomPartitionerFn):
-    """A user's own partitioner, which counts what it has cut."""
-
-    def __init__(self) -> None:
-        self.cut = 0
-
-    def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:
-        self.cut += 1
-        return min_cut_partition(gm, joint_inputs, **options)
-
-    def uuid(self) -> None:
-        return None  # keeps the graph out of the caches
 
 
 def test_with_the_users_own_partitioner(poisoned: torch.UntypedStorage) -> None:
