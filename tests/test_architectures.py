@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import oracle
@@ -226,17 +226,17 @@ def check(name: str, scope: str, **tolerance: float) -> None:
     assert [rejection for captured in backend.captured for rejection in captured.findings.rejections] == []
 
 
-SCOPES = pytest.mark.parametrize("scope", ["adapter", "layer"])
+IN_BOTH_SCOPES = ("Llama", "GPT-2", "T5")
+"""What is in every run in both; of the others the scope is in it that leaves out more."""
 
 
-@SCOPES
-@pytest.mark.parametrize("name", QUICK)
+def in_each_scope() -> Iterator[Any]:
+    for name in QUICK | SLOW:
+        for scope in ("adapter", "layer"):
+            often = name in QUICK and (scope == "layer" or name in IN_BOTH_SCOPES)
+            yield pytest.param(name, scope, marks=[] if often else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("name", "scope"), list(in_each_scope()))
 def test_every_linear_of(name: str, scope: str) -> None:
     check(name, scope, **(SINGLE_PRECISION if name == "Gemma2" else {}))
-
-
-@pytest.mark.slow
-@SCOPES
-@pytest.mark.parametrize("name", SLOW)
-def test_every_linear_of_more(name: str, scope: str) -> None:
-    check(name, scope)

@@ -93,7 +93,7 @@ def test_the_logs_show_sites_rejections_and_regions(tmp_path: Path) -> None:
         assert line in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("decision", ["current", "previous"])
+@pytest.mark.parametrize("decision", [pytest.param("current", marks=pytest.mark.slow), "previous"])
 def test_a_second_process_finds_the_compiled_graphs_in_the_cache(decision: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

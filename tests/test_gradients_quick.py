@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import models
 import oracle
@@ -93,8 +94,15 @@ def assert_same_gradients(found: oracle.Gradients, expected: oracle.Gradients) -
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-11 * largest, msg=lambda m, n=name: n + m)
 
 
-@pytest.mark.parametrize("scope", ["adapter", "layer", "input"])
-@pytest.mark.parametrize("name", CASES)
+def in_each_scope() -> Iterator[Any]:
+    """Yield the cases in each scope. Of the checkpointed ones the longest is in every run in one scope only."""
+    for name in CASES:
+        for scope in ("adapter", "layer", "input"):
+            sweep = name == "checkpointed" and scope != "layer"
+            yield pytest.param(name, scope, marks=[pytest.mark.slow] if sweep else [])
+
+
+@pytest.mark.parametrize(("name", "scope"), list(in_each_scope()))
 def test_gradients_equal_those_of_detach(name: str, scope: str) -> None:
     case = CASES[name]
     eager, compiled, inputs = case.fresh(), case.fresh(), case.inputs()

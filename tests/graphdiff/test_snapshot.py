@@ -160,7 +160,7 @@ sys.path[:0] = [{tests!r}, {here!r}]
 import models
 from snapshots import snapshot
 from skiplora_fx.graphdiff.files import snapshot_json
-taken = snapshot(models.with_lora(models.llama(2), "all-linear").train(), kwargs=models.tokens(), scope="layer")
+taken = snapshot(models.with_lora(models.llama(1), "all-linear").train(), kwargs=models.tokens(), scope="layer")
 sys.stdout.write(snapshot_json(taken))
 """
 

@@ -28,7 +28,7 @@ MIB = 2**20
 AT_ONCE = {"decision": "previous", "warmup_steps": 0, "probe_every": 0, "strict": True}
 
 
-def build(targets: Any = models.QV, checkpointing: bool = False, layers: int = 3) -> nn.Module:
+def build(targets: Any = models.QV, checkpointing: bool = False, layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     model = models.with_lora(models.llama(layers), targets)
     if checkpointing:
