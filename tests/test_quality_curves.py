@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from quality_parts.curves import Timing, at_time, points, verdict
 from quality_parts.estimates import Estimate, estimate
+from quality_parts.report import tables
 from quality_parts.run import Run
 
 
@@ -64,6 +65,15 @@ def test_an_arm_is_compared_with_its_rivals_at_equal_time() -> None:
     assert rivals(0.82)["freeze"].mean == pytest.approx(-0.5)
     assert math.isnan(rivals(0.84)["freeze"].mean)
     assert math.isnan(rivals(0.6)["random"].mean)
+
+
+def test_rivals_are_compared_by_the_seeds_that_both_have() -> None:
+    freeze = [_run("freeze", 1.0, seed, 7.0 + seed) for seed in (0, 1)]
+    micro = [_run("micro", 1.0, seed, 6.5 + seed) for seed in (0, 1, 2)]
+    timing = Timing({arm: {"step": 0.75, "backward": 0.6} for arm in ("freeze", "micro")})
+    found = points([*FULL, *freeze, *micro], timing)
+    assert found[-1].rivals["freeze"] == Estimate(-0.5, 0.0, 2)
+    assert "-0.500 ± 0.000 (2 seeds)" in tables(found)
 
 
 def test_an_arm_that_shuts_nothing_gets_no_verdict() -> None:

@@ -90,12 +90,18 @@ def _compared(found: Sequence[Point]) -> str:
             ratio(point.time),
             *(said(gains[score], f"+{FORMS[score]}") for gains in (point.beside_full, point.gains) for score in SCORES),
             *point.verdicts.values(),
-            *(said(point.rivals[name], f"+{FORMS['loss']}") for name in RIVALS),
+            *(_over_rival(point, name) for name in RIVALS),
         ]
         for point in found
         if point.arm != FULL
     ]
     return table(headers, rows)
+
+
+def _over_rival(point: Point, rival: str) -> str:
+    found = point.rivals[rival]
+    fewer = 0 < found.seeds < len(point.seeds)
+    return said(found, f"+{FORMS['loss']}") + (f" ({found.seeds} seeds)" if fewer else "")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
