@@ -83,8 +83,8 @@ class Point:
         gains: over full LoRA of as much time and the same seed. Higher is better for accuracy, lower for loss. NaN
             where full LoRA was not measured around that time with all of the seeds, see :meth:`Curves.at`.
         beside_full: the same over full LoRA of length 1, whatever it takes.
-        rivals: what its loss is over that of each of :data:`RIVALS` after as much time, in the same way, but of the
-            seeds that both have.
+        rivals: what its loss is over that of each of :data:`RIVALS` after as much time, in the same way, but over
+            those seeds with which the rival was measured around that time.
         verdicts: on each score against that of full LoRA of as much time, see :func:`verdict`.
     """
 
@@ -125,10 +125,6 @@ class Curves:
         self._scores: dict[tuple[str, int], dict[float, Mapping[str, float]]] = {}
         for run in runs:
             self._scores.setdefault((run.arm, run.seed), {})[timing.time(run)] = run.scores
-
-    def has(self, arm: str, seed: int) -> bool:
-        """Return whether an arm was run with a seed."""
-        return (arm, seed) in self._scores
 
     def at(self, arm: str, seed: int, score: str, time: float, off: float = 0.0) -> float:
         """Return a score on the straight lines between an arm's points.
@@ -179,8 +175,8 @@ def _point(same: Sequence[Run], curves: Curves, timing: Timing, margins: Mapping
             return estimate([])
         return paired([run.scores[score] - curves.at(rival, run.seed, score, at, off) for run in among])
 
-    def both_have(rival: str) -> list[Run]:
-        return [run for run in same if curves.has(rival, run.seed)]
+    def beside_it(rival: str) -> list[Run]:
+        return [run for run in same if not math.isnan(curves.at(rival, run.seed, "loss", time))]
 
     beside = over(FULL, "loss", same[0].length)
     differs = beside.mean != 0 or beside.error > 0  # or it is not known
@@ -201,7 +197,7 @@ def _point(same: Sequence[Run], curves: Curves, timing: Timing, margins: Mapping
         scores={score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
         gains={score: over(FULL, score, time) for score in SCORES},
         beside_full={score: over(FULL, score, 1.0) for score in SCORES},
-        rivals={rival: over(rival, "loss", time, among=both_have(rival)) for rival in RIVALS},
+        rivals={rival: over(rival, "loss", time, among=beside_it(rival)) for rival in RIVALS},
         verdicts={score: judged(score) for score in SCORES},
     )
 
