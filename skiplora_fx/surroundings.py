@@ -46,7 +46,7 @@ class Surroundings:
 
 def _is_of_use(value: Tensor) -> bool:
     """Return whether a gradient of ``value`` reaches something that trains, other than through gates that are shut."""
-    if value.retains_grad:
+    if value.is_leaf or value.retains_grad:
         return True
     ahead, seen = list(_nodes([value])), 0
     while ahead:

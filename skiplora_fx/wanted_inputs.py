@@ -36,9 +36,13 @@ def wanted_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[str, ...]:
 
 
 def carried_inputs(inputs: Sequence[Any]) -> tuple[int, ...]:
-    """Return the positions of those that other graphs, or eager code, computed from what trains."""
+    """Return the positions of those that are no parameters and want a gradient, as other graphs may hand them on.
+
+    Which of them were computed from what trains is known only when the graph runs: a layer whose input is a leaf may
+    share its graph with one whose input is not.
+    """
     return tuple(
         place
         for place, value in enumerate(inputs)
-        if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf
+        if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
     )
