@@ -65,8 +65,7 @@ class GatedGraph:
         if recompute:
             thresholds = binding.first_thresholds()
         else:
-            below = self._surroundings.thresholds(args) if training else (0.0,) * len(self._surroundings.borders)
-            thresholds = binding.thresholds(training, below)
+            thresholds = binding.thresholds(training, self._surroundings.thresholds(args))
         *outputs, ratios, opens = self._compiled(*args, thresholds)
         if training and not recompute:
             self._surroundings.note(outputs, binding.values)
@@ -210,7 +209,10 @@ class Binding:
             training: whether gates may be shut.
             below: the values of the ``k`` borders.
         """
-        values = (*(site.controller.threshold(site) if training else 0.0 for site in self._sites), *below)
+        if training:
+            values = (*(site.controller.threshold(site) for site in self._sites), *below)
+        else:
+            values = (0.0,) * (len(self._sites) + len(below))
         if values != self.values:
             self.values = values
             self._vector = to_device(values, self._device)
