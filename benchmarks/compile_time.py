@@ -5,6 +5,9 @@ Compiles the forward and the backward of the PEFT Llama of ``speed.py``, each ti
     inductor        torch.compile as it is
     skiplora        this backend; skiplora merged, skiplora outlined: with merge_siblings=True, with outline_layers=True
     skiplora warm   this backend in a process of its own that finds another one's caches
+    inductor by layer, skiplora by layer
+                    each layer compiled by itself, and what is around them not at all; this backend with
+                    decision="previous", so that what lies below the lowest open gate is left out across the graphs
 
 for each number of layers, and prints the seconds of the first step, by the clock and of the CPU, the C++ compiler's
 among them, with their ratios to Inductor's. On a machine that does other work those of the CPU are what compares.
@@ -31,12 +34,13 @@ from speed_parts.arguments import add_shape, described, parse
 from speed_parts.clock import Seconds, cpu_seconds
 from speed_parts.models import build, sites_of
 from speed_parts.rows import machine, write_report
-from speed_parts.runners import VARIANTS, Runner, frozen, gated
+from speed_parts.runners import BY_LAYER, VARIANTS, Runner, frozen, gated
 from tabulate import tabulate
 
 WARM = "skiplora warm"
 HEADERS = ("layers", "runner", "first step s", "of the CPU", "ratio to inductor", "of the CPU")
-ARMS = ("inductor", *VARIANTS, WARM)
+INDUCTOR = ("inductor", f"inductor{BY_LAYER}")
+ARMS = (*INDUCTOR, *VARIANTS, WARM)
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def _timed(args: argparse.Namespace, arm: str) -> Seconds:
     torch.manual_seed(args.seed)
     torch.compiler.reset()
     model, batch = build(args)
-    if arm == "inductor":
-        runner: Runner = frozen(model, (), batch)
+    if arm in INDUCTOR:
+        runner: Runner = frozen(model, (), batch, by_layer=arm.endswith(BY_LAYER))
     else:
         runner = gated(arm, model, batch, args, VARIANTS["skiplora" if arm == WARM else arm])
     before = cpu_seconds()

@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,9 @@ def peaks_of_gated(
 ) -> dict[str, int]:
     """Return the peak of this backend's step under each mask, bytes."""
     torch.compiler.reset()
-    runner = gated("skiplora", model, batch, args, {**VARIANTS[args.variant], "decision": decision})
+    variant = VARIANTS[args.variant]
+    variant = replace(variant, options={**variant.options, "decision": decision})
+    runner = gated("skiplora", model, batch, args, variant)
     runner.step()
     peaks = {}
     for mask, shut in masks.items():

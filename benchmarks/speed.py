@@ -8,6 +8,8 @@ Compares, in one process and in interleaved rounds, the forward and the backward
     eager detach    no compiler, ``.detach()`` behind a Python ``if``: what a user would write
     eager           no compiler, nothing skipped
     skiplora merged, skiplora outlined    this backend with merge_siblings=True, with outline_layers=True
+    skiplora by layer, oracle by layer, inductor by layer    each layer compiled by itself, and what is around them not;
+                    this backend with decision="previous"
 
 under masks such as: nothing skipped, the lower half of the layers skipped, a random 60 % of the adapters skipped.
 Prints a table of medians, and writes it to a JSON file if asked, with every sample. Ratios are taken within a round, so
@@ -29,12 +31,12 @@ from speed_parts.arguments import add_shape, described, parse
 from speed_parts.masks import MASKS, shut_sites
 from speed_parts.models import build, sites_of
 from speed_parts.rows import HEADERS, Row, cells, machine, rows, write_report
-from speed_parts.runners import VARIANTS, Runner, Sample, detached, eager, force, frozen, gated
+from speed_parts.runners import BY_LAYER, VARIANTS, Runner, Sample, detached, eager, force, frozen, gated
 from tabulate import tabulate
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
-ARMS = (*VARIANTS, "oracle", "inductor", "eager detach", "eager")
+ARMS = (*VARIANTS, "oracle", f"oracle{BY_LAYER}", "inductor", f"inductor{BY_LAYER}", "eager detach", "eager")
 USUAL_ARMS = ("skiplora", "oracle", "eager detach")
 USUAL_MASKS = ("nothing", "lower half", "random 60 %")
 
@@ -90,6 +92,10 @@ class Bench:
             yield self._warm(frozen(self._model, shut, self._batch))
         if not shut or not has_backward or "oracle" not in arms or "inductor" in arms:
             yield self._keep("inductor", lambda: frozen(self._model, set(), self._batch))
+        if shut and has_backward and f"oracle{BY_LAYER}" in arms:
+            yield self._warm(frozen(self._model, shut, self._batch, by_layer=True))
+        if f"inductor{BY_LAYER}" in arms:
+            yield self._keep(f"inductor{BY_LAYER}", lambda: frozen(self._model, set(), self._batch, by_layer=True))
         if "eager detach" in arms:
             yield self._warm(detached(self._model, shut, self._args.scope, self._batch))
         if "eager" in arms:

@@ -15,6 +15,7 @@ from torch import fx
 from ..errors import InternalError
 from ..gate import LET_GO
 from ..site import Findings
+from .border_gates import find_borders
 from .copying import kept_whole
 from .drop_rng_states import drop_rng_states
 from .find_layers import find_layers
@@ -133,6 +134,8 @@ class Pipeline:
         merges: whether adapters that share an input are multiplied as one: ``merge_siblings`` runs only then.
         flops: what it costs, if it is counted and compiled.
         held: whether decisions are taken before the forward, as in :func:`insert_gates`.
+        carried: positions of the graph's inputs that want a gradient and were computed outside. What of them can be
+            gated is, if decisions are held: below there may be nothing left to train.
         released: what the forward gives back, if ``release_saved`` found something.
         on_failure: called with the name of a step and its error, where the graph is whole and right without it.
         inputs: for each gate the positions, among the graph's inputs, of parameters whose gradients show that the gate
@@ -143,6 +146,7 @@ class Pipeline:
     disabled: Collection[str] = ()
     on_pass: OnPass = _ignore
     held: bool = False
+    carried: Collection[int] = ()
     counts: bool = False
     on_failure: OnFailure = _raise
     merges: bool = False
@@ -167,11 +171,16 @@ class Pipeline:
         log.debug("find_lora: %d sites\n%s", len(findings.sites), findings.describe())
         self.on_pass("find_lora", "dynamo", gm.graph)
         if findings.sites and "insert_gates" not in self.disabled:
-            self.gated = insert_gates(gm, findings.sites, self.scope, self.held)
+            self.gated = insert_gates(gm, findings.sites, self.scope, self.held, self._borders(gm.graph))
             self.on_pass("insert_gates", "dynamo", self.gated.gm.graph)
             siblings = self._merge(gm, self.gated) if self.merges else ()
             self.inputs = _own_inputs(gm.graph, self.gated, siblings)
         return findings
+
+    def _borders(self, graph: fx.Graph) -> tuple[fx.Node, ...]:
+        if not self.held or "predicate_backward" in self.disabled:
+            return ()
+        return find_borders(graph, self.carried, {node for site in self.findings.sites for node in site.trained})
 
     def _merge(self, gm: fx.GraphModule, gated: GatedGraph) -> tuple[Siblings, ...]:
         siblings = find_siblings(gm, gated.sites)
@@ -208,7 +217,7 @@ class Pipeline:
         try:
             drop_rng_states(backward)
             with kept_whole(forward):
-                self.released = release_saved(forward, backward, outputs, len(self.gated.sites))
+                self.released = release_saved(forward, backward, outputs, self.gated.decisions)
                 self.on_pass("release_saved", "forward", forward)
         except Exception as error:
             self.released = None
@@ -261,12 +270,12 @@ class Pipeline:
         self.on_pass("backward", "backward", graph)
         yield "liveness"
         given_back = self.released
-        analysis = liveness(graph, len(self.gated.sites), given_back.conditions if given_back else None)
+        analysis = liveness(graph, self.gated.decisions, given_back.conditions if given_back else None)
         yield "find_regions"
         found = find_regions(graph, analysis)
         if self.counts:
             yield "flops"
-            self.flops = flops(graph, analysis, found)
+            self.flops = flops(graph, analysis, found, len(self.gated.borders))
         if "predicate_backward" in self.disabled:
             return
         log.debug("predicate_backward: %d regions\n%s", len(found.regions), Described(analysis, found))
@@ -332,13 +341,14 @@ class Described:
 def _own_inputs(graph: fx.Graph, gated: GatedGraph, siblings: Sequence[Siblings]) -> tuple[tuple[int, ...], ...]:
     """Return for each gate which inputs are its sites' own, so that with a gradient of one there must be one of it.
 
-    What is merged has a gradient where any of the siblings has one.
+    A border's own is itself. What is merged has a gradient where any of the siblings has one.
     """
+    owned = [*(site.own for site in gated.sites), *((border,) for border in gated.borders)]
     positions = {node: position for position, node in enumerate(graph.find_nodes(op="placeholder"))}
     for node in frozenset[fx.Node]().union(*(group.parameters for group in siblings)):
         positions.pop(node, None)
     return tuple(
-        tuple(positions[node] for index in gate for node in gated.sites[index].own if node in positions and reached)
+        tuple(positions[node] for index in gate for node in owned[index] if node in positions and reached)
         for gate, reached in zip(gated.gates, gated.reached, strict=True)
     )
 

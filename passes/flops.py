@@ -26,12 +26,14 @@ class Flops:
         costs: for each condition how many run under it.
         uncounted: operators that no formula covers, by name, and how often they occur. Views and what touches
             each element once are not listed.
+        borders: how many decisions there are behind those of the sites, each whether anything below is open.
     """
 
     table: str
     roots: str
     costs: tuple[int, ...]
     uncounted: Mapping[str, int]
+    borders: int = 0
 
     @property
     def total(self) -> int:
@@ -45,11 +47,12 @@ class Flops:
         return [int(costs[mask].sum()) for mask in masks]
 
 
-def flops(graph: fx.Graph, analysis: Liveness, found: Regions) -> Flops:
+def flops(graph: fx.Graph, analysis: Liveness, found: Regions, borders: int = 0) -> Flops:
     """Count the FLOPs of each node of a backward by torch's own formulas, and when each runs.
 
     In:
-        A partitioned backward graph, its gates still in it, its :func:`liveness` and its regions. It is not changed.
+        A partitioned backward graph, its gates still in it, its :func:`liveness` and its regions, and how many of the
+        decisions are of borders. It is not changed.
     Out:
         :class:`Flops`. A multiplication and an addition count as two.
     """
@@ -65,7 +68,7 @@ def flops(graph: fx.Graph, analysis: Liveness, found: Regions) -> Flops:
         elif not _is_cheap(node):
             uncounted[operators.name_of(node)] += 1
     table, roots = flatten(list(by_condition))
-    return Flops(table, roots, tuple(by_condition.values()), dict(uncounted.most_common()))
+    return Flops(table, roots, tuple(by_condition.values()), dict(uncounted.most_common()), borders)
 
 
 def _is_cheap(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from .._torch_compat import set_placeholder_source
 from ..errors import InternalError
 from ..gate import DECIDE, GATE, HOLD
 from ..site import Site
+from .border_gates import write_border_gates
 from .copying import GraphCopy
 from .dataflow import value_of
 from .input_gates import write_input_gates
@@ -28,15 +29,17 @@ class GatedGraph:
     """A graph with gates.
 
     Attributes:
-        gm: takes one more input, at the end (only ``**kwargs`` come later): the thresholds, float32 ``[n]``. Returns
-            two more outputs, at the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n]``, True where open.
+        gm: takes one more input, at the end (only ``**kwargs`` come later): the thresholds, float32 ``[n + k]``.
+            Returns two more outputs, at the end: the ratios, float32 ``[n]``, and the decisions, bool ``[n + k]``, True
+            where open.
         thresholds: that input.
         sites: the sites, ``n`` of them; ``Site.index`` is the position in those vectors.
-        gates: for each gate in the graph the indices of its sites.
+        gates: for each gate in the graph the indices of its sites; of a border its position in the vectors.
         reached: for each gate whether a gradient that reaches what its sites train must have come through it or goes on
             into it. With the scope ``"input"`` it may end before: what the layer reads may want none.
         trained: the nodes of ``gm`` that hold what any site trains, each once.
         copies: where the nodes of the original went, for each ``Site.body``.
+        borders: the inputs of the original, ``k`` of them, whose gradients go on into other graphs.
     """
 
     gm: fx.GraphModule
@@ -46,14 +49,23 @@ class GatedGraph:
     reached: tuple[bool, ...]
     trained: tuple[fx.Node, ...] = ()
     copies: Mapping[tuple[str, ...], GraphCopy] = field(default_factory=dict)
+    borders: tuple[fx.Node, ...] = ()
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions there are: of the sites, and of the borders behind them."""
+        return len(self.sites) + len(self.borders)
 
 
-def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bool = False) -> GatedGraph:
+def insert_gates(
+    gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bool = False, borders: Sequence[fx.Node] = ()
+) -> GatedGraph:
     """Gate each site of a copy of the graph.
 
     In:
         The graph that ``find_lora`` searched, and the sites it found there. The graph is not changed:
-        Dynamo reads its own placeholders back after the backend has run.
+        Dynamo reads its own placeholders back after the backend has run. Of its inputs the *borders*, see
+        :func:`~skiplora_fx.passes.border_gates.find_borders`.
     Out:
         A :class:`GatedGraph`. Bodies of checkpoints that hold sites are copied, one copy for each call.
     Terms:
@@ -68,21 +80,24 @@ def insert_gates(gm: fx.GraphModule, sites: Sequence[Site], scope: str, held: bo
         decide nothing, and the thresholds are on the CPU, and so are the decisions.
 
     Raises:
-        InternalError: a checkpoint body does not return a tuple, or the scope is ``"input"`` and decisions are not
-            held: whether an input is detached cannot wait for what comes of it.
+        InternalError: a checkpoint body does not return a tuple, or the scope is ``"input"``, or there are borders, and
+            decisions are not held: whether an input is detached cannot wait for what comes of it.
     """
-    if scope == "input" and not held:
-        raise InternalError("the scope 'input' needs decisions that are taken before the forward")
+    if (scope == "input" or borders) and not held:
+        raise InternalError("the scope 'input', and borders, need decisions that are taken before the forward")
     copy = GraphCopy.of(gm)
     thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
     writer = _Writer(scope, held)
     norms = writer.write(copy, tuple(sites), thresholds, depth=0)
+    write_border_gates(copy, borders, thresholds, first=len(sites))
+    gates = [*writer.gates, *((len(sites) + number,) for number in range(len(borders)))]
+    reached = [*writer.reached, *(True for _ in borders)]
     _add_outputs(copy.gm.graph, norms, thresholds, held)
     copy.gm.graph.lint()
     copy.gm.recompile()
     trained = dict.fromkeys(copy.nodes[node] for site in sites for node in site.trained)
     return GatedGraph(
-        copy.gm, thresholds, tuple(sites), tuple(writer.gates), tuple(writer.reached), tuple(trained), writer.copies
+        copy.gm, thresholds, tuple(sites), tuple(gates), tuple(reached), tuple(trained), writer.copies, tuple(borders)
     )
 
 

@@ -36,7 +36,8 @@ from .registry import learn_home, name_of
 from .reproducer import kinds_of
 from .runtime import GatedGraph, TrainingWithoutAutograd
 from .site import Findings
-from .wanted_inputs import WANTED, InputGradientWarning, wanted_inputs
+from .surroundings import Surroundings
+from .wanted_inputs import WANTED, InputGradientWarning, carried_inputs, wanted_inputs
 from .watching import watched
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ def _compile_gated(
     counts = needs(config.make_policy(), "costs")
     held = config.decision == "previous"
     pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
+    if config.scope != "input":  # there all adapters train, whatever is shut
+        pipeline.carried = carried_inputs(example_inputs)
     pipeline.merges = config.merge_siblings
     pipeline.on_pass = watched(pipeline)
     root = _compiled_module(gm)
@@ -105,11 +108,13 @@ def _compile_gated(
     slots = _slots(pipeline.searched, findings)
     _check_globs(config, slots, example_inputs, root)
     device = torch.device("cpu") if pipeline.held else example_inputs[slots[0].position].device
-    thresholds = static_fake(torch.zeros(len(slots), device=device), example_inputs)
+    thresholds = static_fake(torch.zeros(pipeline.gated.decisions, device=device), example_inputs)
     hooked = with_hooks(inductor, pipeline, config, failures)
     compiled = compile_with_inductor(pipeline.gated.gm, [*example_inputs, thresholds], hooked)
     donate_nothing()  # of a backward that Inductor will find in its cache the hooks see nothing, and torch asks later
-    return GatedGraph(compiled, slots, config, root, lambda: pipeline.flops)
+    return GatedGraph(
+        compiled, slots, config, root, lambda: pipeline.flops, _surroundings(pipeline, gm, example_inputs)
+    )
 
 
 def _compiled_module(gm: fx.GraphModule) -> nn.Module | None:
@@ -121,6 +126,20 @@ def _slots(gm: fx.GraphModule, findings: Findings) -> tuple[Slot, ...]:
     """Return where the runtime finds each site in a call's arguments."""
     positions = {node: position for position, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
     return tuple(Slot.of(site, positions) for site in findings.sites)
+
+
+def _surroundings(pipeline: Pipeline, gm: fx.GraphModule, inputs: Sequence[Any]) -> Surroundings:
+    """Return where a graph's gradients go on into others, and whether all else that it trains is gated."""
+    assert pipeline.searched is not None
+    assert pipeline.gated is not None
+    positions = {node: position for position, node in enumerate(pipeline.searched.graph.find_nodes(op="placeholder"))}
+    borders = tuple(positions[border] for border in pipeline.gated.borders)
+    gated = {positions[node] for site in pipeline.gated.sites for node in site.own if node in positions} | {*borders}
+    wanting = {place for place, value in enumerate(inputs) if isinstance(value, Tensor) and value.requires_grad}
+    held = any(parameter.requires_grad for parameter in gm.parameters())
+    return Surroundings(
+        borders, all_gated=pipeline.held and pipeline.scope != "input" and not held and wanting <= gated
+    )
 
 
 def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence[Any], root: nn.Module | None) -> None:

@@ -29,10 +29,17 @@ class ModelCosts:
         return sum(flops.total for flops, _ in self.parts)
 
     def under(self, decisions: Sequence[Sequence[bool]]) -> list[int]:
-        """Return the FLOPs that remain under each of several sets of decisions, True where open."""
+        """Return the FLOPs that remain under each of several sets of decisions, True where open.
+
+        What goes down from one graph into others is taken to be of use while a site before its own is open.
+        """
         found = [0] * len(decisions)
         for flops, positions in self.parts:
-            masks = [[at is not None and opens[at] for at in positions] for opens in decisions]
+            first = min((at for at in positions if at is not None), default=0)
+            masks = [
+                [at is not None and opens[at] for at in positions] + [not first or any(opens[:first])] * flops.borders
+                for opens in decisions
+            ]
             found = [total + part for total, part in zip(found, flops.under(masks), strict=True)]
         return found
 

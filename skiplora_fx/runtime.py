@@ -23,18 +23,22 @@ from .live_site import LiveSite, Slot
 from .passes.flops import Flops
 from .registry import BACKEND, at_rest, controller_of, home_of, is_live, learn_home, leave_to_read, site_of
 from .stopwatch import Stopwatch
+from .surroundings import Surroundings
+
+_ALONE = Surroundings()
 
 
 class GatedGraph:
     """A compiled graph as Dynamo calls it: without thresholds going in and ratios coming out.
 
     Args:
-        compiled: takes the graph's inputs and the thresholds, float32 ``[n]``; returns the graph's outputs,
-            the ratios, float32 ``[n]``, and the decisions, bool ``[n]``.
+        compiled: takes the graph's inputs and the thresholds, float32 ``[n + k]``; returns the graph's outputs,
+            the ratios, float32 ``[n]``, and the decisions, bool ``[n + k]``.
         slots: the ``n`` sites.
         config: the options they were compiled with.
         root: the module it was compiled for, as far as that is known.
         flops: what the backward costs, once it is compiled.
+        surroundings: what it has to do with other graphs, with ``k`` borders to them.
     """
 
     def __init__(
@@ -44,21 +48,27 @@ class GatedGraph:
         config: SkipLoraConfig,
         root: nn.Module | None,
         flops: Callable[[], Flops | None],
+        surroundings: Surroundings = _ALONE,
     ) -> None:
         self._compiled = compiled
         self._slots = tuple(slots)
         self._config = config
         self._root = weakref.ref(root) if root is not None else lambda: None
         self._flops = flops
+        self._surroundings = surroundings
         self._bindings = WeakTensorKeyDictionary()
 
     def __call__(self, *args: Any) -> list[Any]:
         binding = self._bind(args)
         training = binding.is_training()
         recompute = binding.is_recomputed()
-        thresholds = binding.first_thresholds() if recompute else binding.thresholds(training)
+        if recompute:
+            thresholds = binding.first_thresholds()
+        else:
+            thresholds = binding.thresholds(training, self._surroundings.thresholds(args))
         *outputs, ratios, opens = self._compiled(*args, thresholds)
         if training and not recompute:
+            self._surroundings.note(outputs, binding.values)
             binding.count_backward_of(outputs, ratios, opens)
         else:
             forget_copy_of(opens)  # a CUDA graph decides in the same memory each time
@@ -132,6 +142,7 @@ class Binding:
         layer: a part of an adapted layer; while it is in eval mode every gate is open and nothing is counted. Not the
             compiled module, as a training loop may compile a function, or a wrapper in training mode around a model
             in eval mode. None if it is not known.
+        values: what :meth:`thresholds` holds now.
     """
 
     def __init__(self, sites: tuple[LiveSite, ...], slots: Sequence[Slot], device: torch.device) -> None:
@@ -140,7 +151,7 @@ class Binding:
         # What is decided before the forward is decided on the host, and no device has to tell it.
         held = sites[0].controller.config.decision == "previous"
         self._device = torch.device("cpu") if held else device
-        self._values: tuple[float, ...] = ()
+        self.values: tuple[float, ...] = ()
         self._vector = torch.empty(0)
         self._waiting: deque[weakref.ref[_Waiting]] = deque()
         self._begun_outside = False
@@ -191,11 +202,19 @@ class Binding:
         """Return the parameters that the sites are known by, as far as they live."""
         return [key for site in self._sites if (key := site.key()) is not None]
 
-    def thresholds(self, training: bool) -> Tensor:
-        """Return float32 ``[n]``; the same tensor until a value changes."""
-        values = tuple(site.controller.threshold(site) if training else 0.0 for site in self._sites)
-        if values != self._values:
-            self._values = values
+    def thresholds(self, training: bool, below: tuple[float, ...] = ()) -> Tensor:
+        """Return float32 ``[n + k]``; the same tensor until a value changes.
+
+        Args:
+            training: whether gates may be shut.
+            below: the values of the ``k`` borders.
+        """
+        if training:
+            values = (*(site.controller.threshold(site) for site in self._sites), *below)
+        else:
+            values = (0.0,) * (len(self._sites) + len(below))
+        if values != self.values:
+            self.values = values
             self._vector = to_device(values, self._device)
         return self._vector
 
@@ -274,7 +293,7 @@ class Backward:
         step: the one that its forward belongs to.
         counted: for each site whether the warm-up was over.
         ratios: float32 ``[n]``.
-        opens: the decisions, bool ``[n]``.
+        opens: the decisions, bool ``[n]``; those of borders may be behind them.
     """
 
     sites: tuple[LiveSite, ...]
@@ -286,7 +305,8 @@ class Backward:
     def record(self, anew: Collection[LiveSite] = ()) -> None:
         """Tell each site; ``anew`` are those that accumulate gradients from here on."""
         uses: dict[LiveSite, list[tuple[float, bool, bool]]] = {}
-        for site, *row in zip(self.sites, self.ratios.tolist(), self.opens.tolist(), self.counted, strict=True):
+        opens = self.opens.tolist()[: len(self.sites)]
+        for site, *row in zip(self.sites, self.ratios.tolist(), opens, self.counted, strict=True):
             uses.setdefault(site, []).append(tuple(row))
         for site, rows in uses.items():
             # Tied layers use an adapter more than once in a forward; that is one backward of one site.

@@ -1,4 +1,4 @@
-"""Inputs of a graph whose gradient somebody may read: the backward goes down to them, whatever is skipped."""
+"""Inputs of a graph whose gradient is wanted: by whoever reads it, or by what computed them."""
 
 from __future__ import annotations
 
@@ -32,4 +32,17 @@ def wanted_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> tuple[str, ...]:
         placeholder_source(node) or node.name
         for node, value in zip(nodes, inputs, strict=True)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.requires_grad and value.is_leaf
+    )
+
+
+def carried_inputs(inputs: Sequence[Any]) -> tuple[int, ...]:
+    """Return the positions of those that are no parameters and want a gradient, as other graphs may hand them on.
+
+    Which of them were computed from what trains is known only when the graph runs: a layer whose input is a leaf may
+    share its graph with one whose input is not.
+    """
+    return tuple(
+        place
+        for place, value in enumerate(inputs)
+        if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import skiplora_fx
+from skiplora_fx.errors import UsageError
+from skiplora_fx.integrations.layers import layers_of
 from skiplora_fx.integrations.transformers import SkipLoraCallback
 from skiplora_fx.read_log import read_log
 
@@ -132,11 +135,13 @@ def test_a_schedule_is_told_how_long_the_run_is(tmp_path: Path) -> None:
     assert watcher.skipped == [0] * (STEPS // 2) + [adapters] * (STEPS // 2)
 
 
-def test_a_run_that_does_not_say_what_decides_follows_the_schedule(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_run_that_does_not_say_what_decides_follows_the_schedule(by_layer: bool, tmp_path: Path) -> None:
     """Open for a tenth of the steps, then one block of two at the end, and the optimizer leaves it alone."""
     watcher, model = Watcher(), models.with_lora(models.llama(2))
     args = arguments(tmp_path, gradient_accumulation_steps=1)
-    trainer = Trainer(model=model, args=args, train_dataset=rows(12), callbacks=[watcher, SkipLoraCallback()])
+    callback = SkipLoraCallback(by_layer=by_layer)
+    trainer = Trainer(model=model, args=args, train_dataset=rows(12), callbacks=[watcher, callback])
     trainer.train()
     resting = len(skiplora_fx.sites(model)) // 2
     assert watcher.skipped == [0, 0, 0, 0, resting, resting]
@@ -145,6 +150,28 @@ def test_a_run_that_does_not_say_what_decides_follows_the_schedule(tmp_path: Pat
         name: 4 for name in counts if ".0." in name
     }
     assert {count for name, count in counts.items() if ".1." in name} == {STEPS}
+
+
+def test_a_model_without_layers_that_are_alike_is_refused_before_training(tmp_path: Path) -> None:
+    model = models.with_lora(models.llama(1))
+    with pytest.raises(UsageError, match=r"by_layer=True: PeftModel.* has no nn\.ModuleList"):
+        Trainer(model=model, args=arguments(tmp_path), callbacks=[SkipLoraCallback(by_layer=True)])
+
+
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [
+        (lambda: models.with_lora(models.llama(3)), ["model.layers"]),
+        (lambda: models.with_lora(models.gpt2(2), ["c_attn"], fan_in_fan_out=True), ["transformer.h"]),
+        (lambda: models.with_lora(models.t5(2), ["q", "v"]), ["encoder.block", "decoder.block"]),
+        (lambda: models.with_lora(models.bert(2), ["query"], task_type="SEQ_CLS"), ["bert.encoder.layer"]),
+    ],
+    ids=["Llama", "GPT-2", "T5", "BERT"],
+)
+def test_the_layers_of_a_model(build: Callable[[], nn.Module], layers: list[str]) -> None:
+    model = build()
+    wanted = [member for name in layers for member in model.get_base_model().get_submodule(name)]
+    assert layers_of(model) == wanted
 
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -13,7 +13,7 @@ from speed_parts.clock import Seconds, cpu_seconds
 from speed_parts.masks import shut_sites
 from speed_parts.models import build, sites_of
 from speed_parts.rows import machine
-from speed_parts.runners import Runner, force, frozen, gated
+from speed_parts.runners import Runner, Variant, force, frozen, gated
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     shut = shut_sites("lower half", sites_of(model), args.seed)
     counter = BranchCounter()
     inductor = _started(frozen(model, (), batch), args)
-    skiplora = _started(gated("skiplora", model, batch, args, {"post_grad_custom_pre_pass": counter}), args)
+    skiplora = _started(gated("skiplora", model, batch, args, Variant({"post_grad_custom_pre_pass": counter})), args)
     arms = {
         "inductor": inductor,
         "skiplora": Arm(skiplora.runner, skiplora.first, lambda: force(skiplora.runner, ())),

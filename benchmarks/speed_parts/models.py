@@ -54,6 +54,11 @@ def sites_of(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
+def layers_of(model: PeftModel) -> list[nn.Module]:
+    """Return the transformer's layers, in the order of the forward."""
+    return list(model.get_base_model().model.layers)
+
+
 def with_own_adapters(model: PeftModel) -> PeftModel:
     """Return a copy that trains parameters of its own over the same frozen ones."""
     frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}

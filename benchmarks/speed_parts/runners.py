@@ -6,7 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,14 +16,32 @@ from torch._inductor.utils import fresh_cache
 
 import skiplora_fx
 
-from .models import sites_of, with_own_adapters
+from .models import layers_of, sites_of, with_own_adapters
 
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "skiplora": {},
-    "skiplora merged": {"merge_siblings": True},
-    "skiplora outlined": {"outline_layers": True},
+BY_LAYER = " by layer"
+"""The end of the name of an arm whose layers are compiled one by one."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to use this backend.
+
+    Attributes:
+        options: in which it differs from the first.
+        by_layer: whether each layer is compiled by itself, and what is around them not at all.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    by_layer: bool = False
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "skiplora": Variant(),
+    "skiplora merged": Variant({"merge_siblings": True}),
+    "skiplora outlined": Variant({"outline_layers": True}),
+    "skiplora by layer": Variant({"decision": "previous"}, by_layer=True),
 }
-"""This backend's arms: the options in which each differs from the first."""
+"""This backend's arms."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +99,7 @@ class Runner:
         return time.perf_counter()
 
 
-def gated(
-    name: str, model: PeftModel, batch: dict[str, Tensor], args: argparse.Namespace, options: Mapping[str, Any]
-) -> Runner:
+def gated(name: str, model: PeftModel, batch: dict[str, Tensor], args: argparse.Namespace, variant: Variant) -> Runner:
     """Return a copy under this backend, every gate open until :func:`force` shuts some.
 
     Args:
@@ -91,12 +107,17 @@ def gated(
         model: what is copied.
         batch: what it is run on.
         args: give the scope and when it is decided.
-        options: of the backend, beside or in place of those.
+        variant: of the backend; its options are beside or in place of those.
     """
     copied = with_own_adapters(model)
     forced = {"threshold": 0.0, "warmup_steps": 0, "probe_every": 0, "scope": args.scope, "decision": args.decision}
-    copied.compile(backend="skiplora", options={**forced, **options})
+    _compile(copied, variant.by_layer, backend="skiplora", options={**forced, **variant.options})
     return Runner(name, copied, batch)
+
+
+def _compile(model: PeftModel, by_layer: bool, **how: Any) -> None:
+    for part in layers_of(model) if by_layer else [model]:
+        part.compile(**how)
 
 
 def force(runner: Runner, shut: Collection[str]) -> None:
@@ -105,14 +126,14 @@ def force(runner: Runner, shut: Collection[str]) -> None:
         skiplora_fx.set_threshold(runner.model, math.inf if name in shut else 0.0, name)
 
 
-def frozen(model: PeftModel, shut: Collection[str], batch: dict[str, Tensor]) -> Runner:
-    """Return a copy under Inductor, with exactly the adapters of ``shut`` frozen."""
+def frozen(model: PeftModel, shut: Collection[str], batch: dict[str, Tensor], by_layer: bool = False) -> Runner:
+    """Return a copy under Inductor, whole or layer by layer, with exactly the adapters of ``shut`` frozen."""
     copied = with_own_adapters(model)
     for name, module in copied.named_modules():
         if name in shut:
             module.requires_grad_(False)
-    copied.compile(backend="inductor")
-    return Runner("oracle" if shut else "inductor", copied, batch)
+    _compile(copied, by_layer, backend="inductor")
+    return Runner(("oracle" if shut else "inductor") + (BY_LAYER if by_layer else ""), copied, batch)
 
 
 def detached(model: PeftModel, shut: Collection[str], scope: str, batch: dict[str, Tensor]) -> Runner:

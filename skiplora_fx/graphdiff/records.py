@@ -143,7 +143,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One adapter that is gated; ``join``, ``h`` and ``delta`` name nodes of the captured graph."""
+    """One adapter that is gated; ``join``, ``h`` and ``delta`` name nodes of the captured graph.
+
+    Or, of kind ``"border"``, an input that another graph hands on, which ``join`` names.
+    """
 
     index: int
     name: str

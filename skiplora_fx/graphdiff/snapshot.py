@@ -76,6 +76,7 @@ def record_graph(
     stages: Sequence[StageRecord],
     calls: Sequence[tuple[str, ...]] = (),
     path: str = "",
+    borders: Sequence[fx.Node] = (),
 ) -> GraphRecord:
     """Record one graph.
 
@@ -85,17 +86,23 @@ def record_graph(
         stages: so far.
         calls: for each call the names of its sites, of which the first call's are theirs.
         path: of the module that was compiled in the model, for the names of what is not gated.
+        borders: inputs that have a gate, as other graphs hand them on. They stand behind the sites.
     """
     names = calls[0] if calls else [site.name for site in findings.sites]
-    sites = tuple(_site(site, name) for site, name in zip(findings.sites, names, strict=True))
+    sites = [_site(site, name) for site, name in zip(findings.sites, names, strict=True)]
+    sites += [_border(number, border.name) for number, border in enumerate(borders, len(sites))]
     rejections = tuple(_rejection(miss, path) for miss in findings.rejections)
-    return GraphRecord(number, sites, rejections, tuple(calls), with_sites(stages, findings.sites))
+    return GraphRecord(number, tuple(sites), rejections, tuple(calls), with_sites(stages, findings.sites))
 
 
 def _site(site: Site, name: str) -> SiteRecord:
     join, h, delta = (node.name for node in (site.join, site.h, site.delta))
     parameters = tuple(node.name for node in site.parameters)
     return SiteRecord(site.index, name, site.adapter, site.kind, site.rank, join, h, delta, parameters)
+
+
+def _border(index: int, name: str) -> SiteRecord:
+    return SiteRecord(index, f"(what is below {name})", "", "border", 0, name, "", "", ())
 
 
 def _rejection(miss: Rejection, path: str) -> RejectionRecord:

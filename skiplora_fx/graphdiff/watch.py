@@ -58,5 +58,7 @@ class Watch:
             )
 
     def _snapshot(self) -> Snapshot:
-        graph = record_graph(0, self._pipeline.findings, self._recorder.stages)
+        gated = self._pipeline.gated
+        borders = gated.borders if gated is not None else ()
+        graph = record_graph(0, self._pipeline.findings, self._recorder.stages, borders=borders)
         return Snapshot("graph", self._pipeline.scope, versions(), (graph,))

@@ -24,6 +24,7 @@ from ..live_site import SiteState
 from ..policy import with_run
 from ..step_log import StepLog
 from .checkpointing import remove_needless_hook
+from .layers import layers_of
 
 UNLESS_SAID: Mapping[str, Any] = {
     "policy": "schedule",
@@ -62,6 +63,9 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
 
     Args:
         dynamic: as for ``torch.compile``.
+        by_layer: whether each of the model's layers, see :func:`.layers.layers_of`, is compiled by itself, and what is
+            around them not at all. That compiles once for all layers. With ``decision="previous"`` what lies below the
+            lowest open gate is left out all the same.
         log: a file to which every step is written, see :class:`~skiplora_fx.step_log.StepLog`; with it gradient norms
             are measured. Of several processes the first writes.
         options: the backend's options, see :class:`~skiplora_fx.SkipLoraConfig`; other keys go to Inductor.
@@ -69,25 +73,32 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     Raises:
         ConfigError: an option is unknown or out of range.
         FileError: ``log`` cannot be written, or holds something else.
+        UsageError: when a Trainer is made with it, ``by_layer`` and the model has no layers that are alike.
     """
 
-    def __init__(self, *, dynamic: bool | None = None, log: str | Path | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, dynamic: bool | None = None, by_layer: bool = False, log: str | Path | None = None, **options: Any
+    ) -> None:
         # What is wrong should show here, not at the first step. The Trainer's steps are not known yet.
         SkipLoraConfig.from_options(_of_the_run(options, sys.maxsize))
         self.options = options
         self._dynamic = dynamic
+        self._by_layer = by_layer
         self._log = StepLog(log).path if log is not None else None
         self._attachment: Attachment | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: how to make this callback again, and what the sites and the policy know."""
-        options = {"dynamic": self._dynamic, "log": str(self._log) if self._log is not None else None, **self.options}
+        own = {"dynamic": self._dynamic, "by_layer": self._by_layer, "log": str(self._log) if self._log else None}
+        options = {**own, **self.options}
         saved = self._attachment.state_dict() if self._attachment is not None else None
         return {"args": options if _is_json(options) else {}, "attributes": {"saved": saved}}
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refuse a model that would be saved empty, before any work is done."""
+        """Refuse a model that would be saved empty, or has no layers to compile, before any work is done."""
         _check(self, kwargs["model"], args)
+        if self._by_layer:
+            layers_of(kwargs["model"])
         self._go_first()
 
     def on_train_begin(
@@ -103,7 +114,8 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
         remove_needless_hook(model, args)
         options = _of_the_run(self.options, state.max_steps)
         SkipLoraConfig.from_options(options)
-        model.compile(backend="skiplora", dynamic=self._dynamic, options=options)
+        for part in layers_of(model) if self._by_layer else [model]:
+            part.compile(backend="skiplora", dynamic=self._dynamic, options=options)
         self._detach()
         self._attachment = attach(model, kwargs["optimizer"], log=self._log if state.is_world_process_zero else None)
         saved = self._saved_in(state)

@@ -61,6 +61,16 @@ def test_every_stage_of_every_compile_is_written(tmp_path: Path, monkeypatch: py
     assert set(links.found) == written
 
 
+def test_what_is_below_a_graph_has_a_gate_like_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIPLORA_DEBUG_DIR", str(tmp_path))
+    two_layers.step(two_layers.compiled(two_layers.Broken(), scope="layer", decision="previous"))
+    graphs = [read_snapshot(folder / "snapshot.json") for folder in folders(tmp_path)]
+    upper = next(found for found in graphs if len(found.graphs[0].sites) == 2)
+    assert [site.kind for site in upper.graphs[0].sites] == ["linear→linear", "border"]
+    assert 0 < stages_of(upper).what_if([True, False]).share < 1
+    assert stages_of(upper).what_if([False, True]).share == 0
+
+
 def test_sizes_that_vary_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIPLORA_DEBUG_DIR", str(tmp_path))
     model = two_layers.Two()

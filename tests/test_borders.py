@@ -1,0 +1,208 @@
+"""What lies between graphs, and below them: gradients are exact whatever it is."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lora_modules import WIDE, Linear, batch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import skiplora_fx
+from skiplora_fx.costs import ModelCosts
+from skiplora_fx.passes.flops import Flops
+from skiplora_fx.surroundings import Surroundings
+
+
+class Layer(nn.Module):
+    """An adapted linear called ``linear``, and what is done with it."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.linear = Linear()
+        self._forward = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(self.linear, *inputs)
+
+
+class Stack(nn.Module):
+    """Three layers, each a graph, a linear that trains and is no adapter, and a forward of all of them."""
+
+    def __init__(self, forward: Callable[..., Tensor], layer: Callable[..., Any]) -> None:
+        super().__init__()
+        self.trained = nn.Linear(WIDE, WIDE)
+        self.layers = nn.ModuleList(Layer(layer) for _ in range(3))
+        self._forward = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(self, x)
+
+
+def residual(linear: Linear, x: Tensor) -> Tensor:
+    return x + linear(x).sin()
+
+
+def beside(linear: Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    return linear(x).sin(), x
+
+
+def in_place(linear: Linear, x: Tensor) -> Tensor:
+    return linear(x.mul_(2.0)).sin()
+
+
+def of_two(linear: Linear, x: Tensor, y: Tensor | None = None) -> Tensor:
+    return linear(x).sin() if y is None else linear(x).sin() * y.cos()
+
+
+def in_a_row(model: Stack, x: Tensor) -> Tensor:
+    for layer in model.layers:
+        x = layer(x)
+    return x
+
+
+def over_a_leaf(model: Stack, x: Tensor) -> Tensor:
+    """As with the hook that transformers sets with activation checkpointing."""
+    return in_a_row(model, x.detach().requires_grad_())
+
+
+def over_what_trains(model: Stack, x: Tensor) -> Tensor:
+    return in_a_row(model, model.trained(x))
+
+
+def beside_what_trains(model: Stack, x: Tensor) -> Tensor:
+    lower, middle, upper = model.layers
+    return upper(middle(lower(x)) + model.trained(x))
+
+
+def with_code_between(model: Stack, x: Tensor) -> Tensor:
+    lower, middle, upper = model.layers
+    x = lower(x).view(3, 2, -1).transpose(0, 1).reshape(3, -1)
+    return upper((middle(x.exp()) * 0.5 + x).clamp(-2, 2))
+
+
+def passing_on(model: Stack, x: Tensor) -> Tensor:
+    for layer in model.layers:
+        y, x = layer(x)
+        x = x + y
+    return x
+
+
+def crossing(model: Stack, x: Tensor) -> Tensor:
+    lower, middle, upper = model.layers
+    return upper(lower(x), middle(x))
+
+
+def one_twice(model: Stack, x: Tensor) -> Tensor:
+    lower, middle, upper = model.layers
+    return upper(middle(middle(lower(x))))
+
+
+def checkpointed(reentrant: bool) -> Callable[[Stack, Tensor], Tensor]:
+    def forward(model: Stack, x: Tensor) -> Tensor:
+        lower, middle, upper = model.layers
+        x = lower(x)
+        return upper(checkpoint(middle, x, use_reentrant=reentrant))
+
+    return forward
+
+
+CASES: dict[str, tuple[Callable[[Stack, Tensor], Tensor], Callable[..., Any]]] = {
+    "layers in a row": (in_a_row, residual),
+    "over a leaf": (over_a_leaf, residual),
+    "over something that trains": (over_what_trains, residual),
+    "beside something that trains": (beside_what_trains, residual),
+    "with code between": (with_code_between, residual),
+    "with an input that is passed on": (passing_on, beside),
+    "with an input that is written into": (over_what_trains, in_place),
+    "with two inputs": (crossing, of_two),
+    "one used twice": (one_twice, residual),
+    "checkpointed": (checkpointed(reentrant=False), residual),
+    "checkpointed, reentrant": (checkpointed(reentrant=True), residual),
+}
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss = model(x).square().mean()
+    if loss.requires_grad:
+        loss.backward()
+    return {
+        name: torch.zeros_like(part) if part.grad is None else part.grad.clone()
+        for name, part in model.named_parameters()
+        if part.requires_grad
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_eager_detach(name: str) -> None:
+    eager, x = Stack(*CASES[name]), batch()
+    gated = copy.deepcopy(eager)
+    for layer in gated.layers:
+        options = {"scope": "layer", "decision": "previous", "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}
+        layer.compile(backend="skiplora", options={**options, "strict": True})
+    gradients(gated, x)
+    for opens in itertools.product([True, False], repeat=3):
+        for place, open in enumerate(opens):
+            skiplora_fx.set_threshold(gated, 0.0 if open else math.inf, f"layers.{place}.linear")
+        found = gradients(gated, x)
+        detached = [layer.linear for layer, open in zip(eager.layers, opens, strict=True) if not open]
+        handles = [linear.register_forward_hook(lambda *called: called[-1].detach()) for linear in detached]
+        wanted = gradients(eager, x)
+        for handle in handles:
+            handle.remove()
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_is_of_no_use_below_what_is_shut() -> None:
+    """Whatever eager code lies between, and as soon as anything else below trains it is of use."""
+    weight, other = (torch.ones(3, requires_grad=True) for _ in range(2))
+    shut, open = weight * 2, weight * 3
+    graph = Surroundings(borders=(0,), all_gated=True)
+    graph.note([shut, None, 1], (math.inf, math.inf))
+    graph.note([open], (math.inf, 0.0))
+    assert graph.thresholds([shut]) == (math.inf,)
+    assert graph.thresholds([shut.view(3, 1).sin() + 1]) == (math.inf,)
+    assert graph.thresholds([open]) == (0.0,)
+    assert graph.thresholds([shut + other]) == (0.0,)
+    assert graph.thresholds([shut + open]) == (0.0,)
+
+
+def test_where_something_trains_without_a_gate_a_gradient_is_of_use() -> None:
+    value = torch.ones(3, requires_grad=True) * 2
+    Surroundings(all_gated=False).note([value], (math.inf,))
+    assert Surroundings(borders=(0,)).thresholds([value]) == (0.0,)
+    assert Surroundings(borders=(0,)).thresholds([torch.ones(3, requires_grad=True)]) == (0.0,)
+
+
+def test_what_lies_behind_much_code_is_of_use() -> None:
+    value = torch.ones(3, requires_grad=True) * 2
+    graph = Surroundings(borders=(0,), all_gated=True)
+    graph.note([value], (math.inf,))
+    for _ in range(100):
+        value = value + 1
+    assert graph.thresholds([value]) == (0.0,)
+
+
+def test_a_kept_gradient_is_of_use() -> None:
+    value = torch.ones(3, requires_grad=True) * 2
+    graph = Surroundings(borders=(0,), all_gated=True)
+    graph.note([value], (math.inf,))
+    value.retain_grad()
+    assert graph.thresholds([value]) == (0.0,)
+
+
+def test_what_goes_down_costs_something_while_a_lower_site_is_open() -> None:
+    """Two graphs of one site each: 1 FLOP waits for the site, and in the upper one 10 for its border."""
+    waits_for = "0 0 1 1 0 1"
+    lower, upper = Flops("0 0 1", "2", (1,), {}), Flops(waits_for, "2 3", (1, 10), {}, borders=1)
+    costs = ModelCosts(((lower, (0,)), (upper, (1,))), sites=2)
+    assert costs.total == 12
+    masks = {(True, True): 12, (False, True): 1, (True, False): 11, (False, False): 0}
+    assert costs.under(list(masks)) == list(masks.values())
