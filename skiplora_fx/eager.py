@@ -99,7 +99,7 @@ class GateRuntime(nn.Module):
     def begin_decided(self, trained: Sequence[Tensor]) -> Tensor:
         """Start a forward whose gates ask for no decision later; return the thresholds, on the CPU."""
         binding = self.bind(trained)
-        recompute = binding.is_recomputed()
+        recompute = self.training and binding.is_recomputed()
         self.counts = self.training and torch.is_grad_enabled() and not recompute
         return binding.first_thresholds() if recompute else binding.thresholds(self.training)
 

@@ -55,7 +55,7 @@ class GatedGraph:
     def __call__(self, *args: Any) -> list[Any]:
         binding = self._bind(args)
         training = binding.is_training()
-        recompute = binding.is_recomputed()
+        recompute = training and binding.is_recomputed()
         thresholds = binding.first_thresholds() if recompute else binding.thresholds(training)
         *outputs, ratios, opens = self._compiled(*args, thresholds)
         if training and not recompute:
