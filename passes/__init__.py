@@ -194,7 +194,8 @@ class Pipeline:
         if self.gated is None or "fold_gates" in self.disabled or not _has_skiplora_nodes(graph):
             return
         self.on_pass("joint", "joint", graph)
-        self.folded = fold_gates(graph, self.gated.gates, self.inputs)
+        borders = [(number,) for number in range(len(self.gated.sites), self.gated.decisions)]
+        self.folded = fold_gates(graph, self.gated.gates, self.inputs, optional=borders)
         log.debug("fold_gates: %d gates, %d with a backward", len(self.folded.forward), len(self.folded.backward))
         self.on_pass("fold_gates", "joint", graph)
 

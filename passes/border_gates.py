@@ -6,11 +6,12 @@ import operator
 from collections.abc import Collection
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..gate import GATE
 from .copying import GraphCopy
-from .dataflow import is_floating
+from .dataflow import is_floating, value_of
 from .memory import sharing_memory, writes
 
 
@@ -23,18 +24,42 @@ def find_borders(graph: fx.Graph, carried: Collection[int], trained: Collection[
         trained: nodes that hold what a site trains.
 
     Returns:
-        Of those inputs the ones that nobody writes into and that the graph does not give back: AOTAutograd has to see
-        that such a value is an input, and behind a gate it would not.
+        Of those inputs the ones that nobody writes into, by whatever name, and that the graph does not give back:
+        AOTAutograd has to see that such a value is an input, and behind a gate it would not.
     """
     inputs = graph.find_nodes(op="placeholder")
     wanted = [node for place, node in enumerate(inputs) if place in carried and node not in trained]
-    return tuple(node for node in wanted if is_floating(node) and _only_read(node))
+    written = {_storage(node) for node in inputs if _is_written(node)}
+    return tuple(node for node in wanted if is_floating(node) and _storage(node) not in written and not _returned(node))
 
 
-def _only_read(node: fx.Node) -> bool:
+def _storage(node: fx.Node) -> object:
+    """Return what tells whether two inputs lie in the same memory: their storage, as Dynamo's fake values have it."""
+    value = value_of(node)
+    return StorageWeakRef(value.untyped_storage()) if isinstance(value, Tensor) else node
+
+
+def _is_written(node: fx.Node) -> bool:
     alike = sharing_memory(node)
     read_by = {user for alias in alike for user in alias.users}
-    return not any(user.op == "output" or not alike.isdisjoint(writes(user)) for user in read_by)
+    return any(not alike.isdisjoint(writes(user)) or _writes_inside(user) for user in read_by)
+
+
+def _writes_inside(call: fx.Node) -> bool:
+    """Return whether anything is written in the body of a call, such as a checkpoint's."""
+    owner = call.graph.owning_module
+    names = [str(part.target) for part in call.all_input_nodes if part.op == "get_attr"]
+    bodies = [getattr(owner, name, None) for name in names]
+    return any(
+        writes(node) or _writes_inside(node)
+        for body in bodies
+        if isinstance(body, fx.GraphModule)
+        for node in body.graph.nodes
+    )
+
+
+def _returned(node: fx.Node) -> bool:
+    return any(user.op == "output" for alias in sharing_memory(node) for user in alias.users)
 
 
 def write_border_gates(copy: GraphCopy, borders: Collection[fx.Node], thresholds: fx.Node, first: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +27,19 @@ class FoldedGates:
     backward: tuple[tuple[int, ...], ...]
 
 
-def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequence[Sequence[int]]) -> FoldedGates:
+def fold_gates(
+    graph: fx.Graph,
+    gates: Sequence[tuple[int, ...]],
+    inputs: Sequence[Sequence[int]],
+    optional: Collection[tuple[int, ...]] = (),
+) -> FoldedGates:
     """Replace each forward gate by its input, and have each backward gate read the vector of decisions.
 
     In:
         AOTAutograd's joint graph (or, without a backward, the forward), aten-level, before the partitioner;
         ``gates``, the gates that ``insert_gates`` wrote, each as the indices of its sites; ``inputs``, for
-        each gate the positions among the graph's inputs of parameters whose gradients show that it must have a twin.
+        each gate the positions among the graph's inputs of parameters whose gradients show that it must have a twin;
+        which of them are ``optional``: a border's is gone if only sizes were read of what it gates.
     Out:
         The same graph, edited. No ``gate`` is left, so the forward makes no copy. Each
         ``gate_backward(grad, opens, sites)`` reads one vector, ``opens = ~(ratios < thresholds)``, or
@@ -48,10 +54,11 @@ def fold_gates(graph: fx.Graph, gates: Sequence[tuple[int, ...]], inputs: Sequen
     """
     decisions = _fold_decisions(graph)
     forward = tuple(_fold_forward(node) for node in _nodes(graph, GATE))
-    _check_same(gates, forward, "gates inserted", "gates in the joint graph")
+    present = [pair for pair in zip(gates, inputs, strict=True) if pair[0] in forward or pair[0] not in optional]
+    _check_same([gate for gate, _ in present], forward, "gates inserted", "gates in the joint graph")
     backward = tuple(_relink(node, decisions) for node in _nodes(graph, GATE_BACKWARD))
     if _has_backward(graph):
-        _check_twins(graph, gates, backward, inputs)
+        _check_twins(graph, present, backward)
     graph.eliminate_dead_code()
     return FoldedGates(forward, backward)
 
@@ -118,13 +125,12 @@ def _has_backward(graph: fx.Graph) -> bool:
 
 def _check_twins(
     graph: fx.Graph,
-    gates: Sequence[tuple[int, ...]],
+    gates: Sequence[tuple[tuple[int, ...], Sequence[int]]],
     backward: Sequence[tuple[int, ...]],
-    inputs: Sequence[Sequence[int]],
 ) -> None:
     gradients = _gradients(graph)
-    needed = [gate for gate, own in zip(gates, inputs, strict=True) if _reached(gradients, own)]
-    others = (Counter(gates) - Counter(needed)) & (Counter(backward) - Counter(needed))
+    needed = [gate for gate, own in gates if _reached(gradients, own)]
+    others = (Counter(gate for gate, _ in gates) - Counter(needed)) & (Counter(backward) - Counter(needed))
     _check_same([*needed, *others.elements()], backward, "gates with a gradient", "gates in the backward")
 
 

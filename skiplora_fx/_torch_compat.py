@@ -78,6 +78,7 @@ __all__ = [
     "is_view_tensor",
     "is_wrapper",
     "keep_output_strides",
+    "may_train_more",
     "min_cut_partition",
     "mode_options",
     "placeholder_source",
@@ -233,6 +234,18 @@ def runs_in_join() -> bool:
     """Return whether the forward of a DistributedDataParallel is running inside its ``join()``."""
     wrapper: Any = nn.parallel.DistributedDataParallel._get_active_ddp_module()
     return wrapper is not None and wrapper._join_config.enable  # what join() sets; nothing public tells
+
+
+def may_train_more(node: torch.autograd.graph.Node) -> bool:
+    """Return whether a gradient that reaches an autograd node may train what none of the node's edges leads to.
+
+    So it is with a reentrant checkpoint, and may be with any Function written in Python but those of torch that show
+    all that they were given: AOTAutograd's, those of operators in a library, and ``fully_shard``'s.
+    """
+    function = getattr(type(node), "_forward_cls", None)  # nothing public leads from a node to its Function
+    return function is not None and not function.__module__.startswith(
+        ("torch._functorch.", "torch._library.", "torch.distributed.fsdp.")
+    )
 
 
 def is_ddp_piece(example_inputs: Sequence[Any]) -> bool:

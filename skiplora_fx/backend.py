@@ -136,10 +136,9 @@ def _surroundings(pipeline: Pipeline, gm: fx.GraphModule, inputs: Sequence[Any])
     borders = tuple(positions[border] for border in pipeline.gated.borders)
     gated = {positions[node] for site in pipeline.gated.sites for node in site.own if node in positions} | {*borders}
     wanting = {place for place, value in enumerate(inputs) if isinstance(value, Tensor) and value.requires_grad}
-    held = any(parameter.requires_grad for parameter in gm.parameters())
-    return Surroundings(
-        borders, all_gated=pipeline.held and pipeline.scope != "input" and not held and wanting <= gated
-    )
+    own = any(parameter.requires_grad for parameter in gm.parameters())
+    detaches = pipeline.held and pipeline.scope != "input"
+    return Surroundings(borders, all_gated=detaches and wanting <= gated and not own)
 
 
 def _check_globs(config: SkipLoraConfig, slots: Sequence[Slot], inputs: Sequence[Any], root: nn.Module | None) -> None:

@@ -94,14 +94,14 @@ class GateRuntime(nn.Module):
         binding = self.bind(trained)
         self._forward = binding.forward() if self.training and torch.is_grad_enabled() else None
         self.truncates = not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs))
-        return binding.thresholds(self.training)
+        return binding.vector(binding.values(self.training))
 
     def begin_decided(self, trained: Sequence[Tensor]) -> Tensor:
         """Start a forward whose gates ask for no decision later; return the thresholds, on the CPU."""
         binding = self.bind(trained)
-        recompute = binding.is_recomputed()
+        recompute = self.training and binding.is_recomputed()
         self.counts = self.training and torch.is_grad_enabled() and not recompute
-        return binding.first_thresholds() if recompute else binding.thresholds(self.training)
+        return binding.vector(binding.first_values() if recompute else binding.values(self.training))
 
     def end_decided(self, ratios: Tensor, opens: Tensor, result: Any) -> None:
         """End such a forward: the first backward through ``result`` counts as a step."""
@@ -238,7 +238,8 @@ torch.library.define(
 @torch.library.impl("skiplora::thresholds_of", "CompositeExplicitAutograd")
 def thresholds_of(trained: Sequence[Tensor], runtime: int, sites: int, held: bool, training: bool) -> Tensor:
     """Return the thresholds of a graph that was compiled after it was gated; see :class:`GateRuntime`."""
-    return _runtimes[runtime].bind(trained).thresholds(training).clone()
+    binding = _runtimes[runtime].bind(trained)
+    return binding.vector(binding.values(training)).clone()
 
 
 @torch.library.register_fake("skiplora::thresholds_of")

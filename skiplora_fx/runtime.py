@@ -61,14 +61,14 @@ class GatedGraph:
     def __call__(self, *args: Any) -> list[Any]:
         binding = self._bind(args)
         training = binding.is_training()
-        recompute = binding.is_recomputed()
-        if recompute:
-            thresholds = binding.first_thresholds()
-        else:
-            thresholds = binding.thresholds(training, self._surroundings.thresholds(args))
+        recompute = training and binding.is_recomputed()
+        decided = binding.first_values() if recompute else binding.values(training)
+        values = (*decided, *self._surroundings.thresholds(args, training))
+        thresholds = binding.vector(values)
         *outputs, ratios, opens = self._compiled(*args, thresholds)
+        if training:  # what is repeated as well: above it something may be repeated too
+            self._surroundings.note(outputs, values)
         if training and not recompute:
-            self._surroundings.note(outputs, binding.values)
             binding.count_backward_of(outputs, ratios, opens)
         else:
             forget_copy_of(opens)  # a CUDA graph decides in the same memory each time
@@ -142,7 +142,6 @@ class Binding:
         layer: a part of an adapted layer; while it is in eval mode every gate is open and nothing is counted. Not the
             compiled module, as a training loop may compile a function, or a wrapper in training mode around a model
             in eval mode. None if it is not known.
-        values: what :meth:`thresholds` holds now.
     """
 
     def __init__(self, sites: tuple[LiveSite, ...], slots: Sequence[Slot], device: torch.device) -> None:
@@ -151,12 +150,12 @@ class Binding:
         # What is decided before the forward is decided on the host, and no device has to tell it.
         held = sites[0].controller.config.decision == "previous"
         self._device = torch.device("cpu") if held else device
-        self.values: tuple[float, ...] = ()
+        self._values: tuple[float, ...] = ()
         self._vector = torch.empty(0)
         self._waiting: deque[weakref.ref[_Waiting]] = deque()
         self._begun_outside = False
         self._counted_in = -1
-        self._counted_with = self._vector
+        self._counted_with: tuple[float, ...] = (0.0,) * len(sites)
         self.layer: weakref.ref[nn.Module] | None = None
 
     def is_training(self) -> bool:
@@ -173,12 +172,16 @@ class Binding:
         backward = current_backward()
         return backward >= 0 and (self._begun_outside or self._counted_in == backward)
 
-    def first_thresholds(self) -> Tensor:
-        """Return what :meth:`thresholds` returned for the forward that is repeated: the oldest that waits."""
+    def first_values(self) -> tuple[float, ...]:
+        """Return what :meth:`values` returned for the forward that is repeated: the oldest that waits.
+
+        Of borders nothing is kept: one layer may be used more than once, and only what lies below it tells its uses
+        apart. An input that is handed back to it for the repeated forward still knows what made it.
+        """
         if self._counted_in == current_backward():
             return self._counted_with
         waiting = self._still_waiting()
-        return waiting[0].thresholds if waiting else self._counted_with
+        return waiting[0].values if waiting else self._counted_with
 
     def _still_waiting(self) -> list[_Waiting]:
         """Return the forwards that may still have a backward, the oldest first."""
@@ -202,19 +205,14 @@ class Binding:
         """Return the parameters that the sites are known by, as far as they live."""
         return [key for site in self._sites if (key := site.key()) is not None]
 
-    def thresholds(self, training: bool, below: tuple[float, ...] = ()) -> Tensor:
-        """Return float32 ``[n + k]``; the same tensor until a value changes.
+    def values(self, training: bool) -> tuple[float, ...]:
+        """Return the threshold of each site for a forward that begins now."""
+        return tuple(site.controller.threshold(site) if training else 0.0 for site in self._sites)
 
-        Args:
-            training: whether gates may be shut.
-            below: the values of the ``k`` borders.
-        """
-        if training:
-            values = (*(site.controller.threshold(site) for site in self._sites), *below)
-        else:
-            values = (0.0,) * (len(self._sites) + len(below))
-        if values != self.values:
-            self.values = values
+    def vector(self, values: tuple[float, ...]) -> Tensor:
+        """Return float32 ``[n + k]``: thresholds, of borders too; the same tensor until a value changes."""
+        if values != self._values:
+            self._values = values
             self._vector = to_device(values, self._device)
         return self._vector
 
@@ -226,7 +224,7 @@ class Binding:
     def count_backward_of(self, outputs: Iterable[Any], ratios: Tensor, opens: Tensor) -> None:
         """Have the first backward through ``outputs`` count as a step and leave its ratios to be read."""
         # The hooks alone hold on to it: it goes with the graph that autograd keeps of this forward.
-        waiting = [_Waiting(self.forward().finish(ratios, opens), self._vector)]
+        waiting = [_Waiting(self.forward().finish(ratios, opens), self._values[: len(self._sites)])]
         self._still_waiting()
         self._waiting.append(weakref.ref(waiting[0]))
         self._begun_outside = self._begun_outside or current_backward() < 0
@@ -236,7 +234,7 @@ class Binding:
         def begin(_: Any) -> None:
             if waiting:
                 begun = waiting.pop()
-                self._counted_in, self._counted_with = current_backward(), begun.thresholds
+                self._counted_in, self._counted_with = current_backward(), begun.values
                 count(begun.backward)
                 if clock.timed:
                     running.append(Stopwatch(ratios.device))
@@ -254,10 +252,10 @@ class Binding:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A forward whose backward is still to come, and the thresholds that it was given."""
+    """A forward whose backward is still to come, and the thresholds of its sites."""
 
     backward: Backward
-    thresholds: Tensor
+    values: tuple[float, ...]
 
 
 class Forward:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from ._torch_compat import may_train_more
 
 _KEY = "skiplora: useless"
 """In the metadata of an autograd node through which a gradient reaches nothing that is not shut."""
@@ -28,9 +31,9 @@ class Surroundings:
     borders: tuple[int, ...] = ()
     all_gated: bool = False
 
-    def thresholds(self, inputs: Sequence[Any]) -> tuple[float, ...]:
-        """Return for each border 0 if its gradient is of use, else infinity."""
-        return tuple(0.0 if _is_of_use(inputs[place]) else float("inf") for place in self.borders)
+    def thresholds(self, inputs: Sequence[Any], training: bool = True) -> tuple[float, ...]:
+        """Return for each border 0 if its gradient is of use, else infinity; 0 if gates may not be shut."""
+        return tuple(0.0 if not training or _is_of_use(inputs[place]) else math.inf for place in self.borders)
 
     def note(self, outputs: Iterable[Any], thresholds: Sequence[float]) -> None:
         """Leave for the graphs above that a gradient of ``outputs`` is of no use, if that is so.
@@ -55,7 +58,7 @@ def _is_of_use(value: Tensor) -> bool:
         if node.metadata.get(_KEY):
             continue
         below = [function for function, _ in node.next_functions if function is not None]
-        if not below or seen > _FEW:
+        if not below or seen > _FEW or may_train_more(node):
             return True
         ahead += below
     return False

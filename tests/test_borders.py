@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,13 +105,43 @@ def one_twice(model: Stack, x: Tensor) -> Tensor:
     return upper(middle(middle(lower(x))))
 
 
-def checkpointed(reentrant: bool) -> Callable[[Stack, Tensor], Tensor]:
-    def forward(model: Stack, x: Tensor) -> Tensor:
-        lower, middle, upper = model.layers
-        x = lower(x)
-        return upper(checkpoint(middle, x, use_reentrant=reentrant))
+def checkpointed(model: Stack, x: Tensor, reentrant: bool = False) -> Tensor:
+    lower, middle, upper = model.layers
+    return upper(checkpoint(middle, lower(x), use_reentrant=reentrant))
 
-    return forward
+
+def with_more_behind_it(layer: Layer) -> Callable[[Tensor], Tensor]:
+    """Return what a checkpoint repeats for the sake of the code behind the layer, before the layer's own backward."""
+    return lambda x: layer(x).sin()
+
+
+def one_twice_checkpointed(model: Stack, x: Tensor) -> Tensor:
+    lower, middle, upper = model.layers
+    x = lower(x)
+    for _ in range(2):
+        x = checkpoint(with_more_behind_it(middle), x, use_reentrant=False)
+    return upper(x)
+
+
+def one_over_two_checkpointed(model: Stack, x: Tensor) -> Tensor:
+    one, other, upper = model.layers
+    return sum(checkpoint(with_more_behind_it(upper), below(x), use_reentrant=False) for below in (one, other))
+
+
+def only_its_size(linear: Linear, x: Tensor, y: Tensor | None = None) -> Tensor:
+    return linear(x).sin() if y is None else linear(x).sin().type_as(y)
+
+
+def aliased(model: Stack, x: Tensor) -> Tensor:
+    lower, middle, upper = model.layers
+    x = lower(x) * 1.0
+    return upper(middle(x, x.view(-1)))
+
+
+def in_place_by_another_name(linear: Linear, x: Tensor, y: Tensor | None = None) -> Tensor:
+    if y is not None:
+        y.mul_(2.0)
+    return linear(x).sin()
 
 
 CASES: dict[str, tuple[Callable[[Stack, Tensor], Tensor], Callable[..., Any]]] = {
@@ -123,8 +154,11 @@ CASES: dict[str, tuple[Callable[[Stack, Tensor], Tensor], Callable[..., Any]]] =
     "with an input that is written into": (over_what_trains, in_place),
     "with two inputs": (crossing, of_two),
     "one used twice": (one_twice, residual),
-    "checkpointed": (checkpointed(reentrant=False), residual),
-    "checkpointed, reentrant": (checkpointed(reentrant=True), residual),
+    "with an input of which only the size is read": (crossing, only_its_size),
+    "with an input that is written into by another name": (aliased, in_place_by_another_name),
+    "checkpointed": (checkpointed, residual),
+    "one used twice, checkpointed": (one_twice_checkpointed, residual),
+    "one over two, checkpointed": (one_over_two_checkpointed, residual),
 }
 
 
@@ -140,17 +174,27 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_equal_eager_detach(name: str) -> None:
-    eager, x = Stack(*CASES[name]), batch()
+def compiled(eager: Stack) -> Stack:
+    """Return a copy whose layers are compiled one by one, every gate open."""
     gated = copy.deepcopy(eager)
     for layer in gated.layers:
         options = {"scope": "layer", "decision": "previous", "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}
         layer.compile(backend="skiplora", options={**options, "strict": True})
-    gradients(gated, x)
+    gradients(gated, batch())
+    return gated
+
+
+def open_only(gated: Stack, opens: Sequence[bool]) -> None:
+    for place, open in enumerate(opens):
+        skiplora_fx.set_threshold(gated, 0.0 if open else math.inf, f"layers.{place}.linear")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_eager_detach(name: str) -> None:
+    eager, x = Stack(*CASES[name]), batch()
+    gated = compiled(eager)
     for opens in itertools.product([True, False], repeat=3):
-        for place, open in enumerate(opens):
-            skiplora_fx.set_threshold(gated, 0.0 if open else math.inf, f"layers.{place}.linear")
+        open_only(gated, opens)
         found = gradients(gated, x)
         detached = [layer.linear for layer, open in zip(eager.layers, opens, strict=True) if not open]
         handles = [linear.register_forward_hook(lambda *called: called[-1].detach()) for linear in detached]
@@ -158,6 +202,40 @@ def test_gradients_equal_eager_detach(name: str) -> None:
         for handle in handles:
             handle.remove()
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_reentrant_checkpoint_repeats_trains_whatever_is_below() -> None:
+    """Eager ``.detach()`` below it would leave it without a gradient: torch then has no reason to repeat it."""
+    eager, x = Stack(partial(checkpointed, reentrant=True), residual), batch()
+    gated, wanted = compiled(eager), gradients(eager, x)
+    open_only(gated, [False, True, True])
+    for name, gradient in gradients(gated, x).items():
+        right = torch.zeros_like(gradient) if name.startswith("layers.0") else wanted[name]
+        torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_graph_that_is_kept_gives_the_same_again() -> None:
+    eager, x = Stack(one_twice_checkpointed, residual), batch()
+    gated = compiled(eager)
+    open_only(gated, [False, True, True])
+    once = gradients(gated, x)
+    gated.zero_grad(set_to_none=True)
+    loss = gated(x).square().mean()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for name, parameter in gated.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_forward_that_has_no_backward_changes_nothing() -> None:
+    gated, x = compiled(Stack(one_over_two_checkpointed, residual)), batch()
+    wanted = gradients(gated, x)
+    open_only(gated, [False, False, True])
+    kept = gated(x)
+    open_only(gated, [True, True, True])
+    torch.testing.assert_close(gradients(gated, x), wanted)
+    assert kept.requires_grad
 
 
 def test_a_gradient_is_of_no_use_below_what_is_shut() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lora_modules import Around, Linear, batch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from two_layers import Broken, Two, compiled, has_gradient, skipped, step, steps_skipped
 
 import skiplora_fx
@@ -130,6 +131,16 @@ def test_eval_gates_nothing_and_counts_nothing() -> None:
     assert skiplora_fx.sites(model) == before
     model.train()
     assert steps_skipped(model, 1) == [True]
+
+
+def test_eval_gates_nothing_in_what_a_checkpoint_repeats() -> None:
+    """It is repeated in a backward, as a training forward is, which takes the decisions that it took before."""
+    model = compiled(Linear())
+    for training in (True, False):
+        model.train(training)
+        model.zero_grad()
+        checkpoint(model, batch().requires_grad_(), use_reentrant=False).sum().backward()
+        assert has_gradient(model) is not training
 
 
 def test_graphs_on_both_sides_of_a_break_have_each_their_site() -> None:
