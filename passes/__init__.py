@@ -178,8 +178,8 @@ class Pipeline:
         return findings
 
     def _borders(self, graph: fx.Graph) -> tuple[fx.Node, ...]:
-        if not self.held or "predicate_backward" in self.disabled:
-            return ()
+        if not self.held or self.scope == "input" or "predicate_backward" in self.disabled:
+            return ()  # with the scope "input" every adapter below trains, whatever is shut
         return find_borders(graph, self.carried, {node for site in self.findings.sites for node in site.trained})
 
     def _merge(self, gm: fx.GraphModule, gated: GatedGraph) -> tuple[Siblings, ...]:

@@ -92,8 +92,7 @@ def _compile_gated(
     counts = needs(config.make_policy(), "costs")
     held = config.decision == "previous"
     pipeline = Pipeline(config.scope, config.disable_passes, held=held, counts=counts, on_failure=failures.tolerate)
-    if config.scope != "input":  # there all adapters train, whatever is shut
-        pipeline.carried = carried_inputs(example_inputs)
+    pipeline.carried = carried_inputs(example_inputs)
     pipeline.merges = config.merge_siblings
     pipeline.on_pass = watched(pipeline)
     root = _compiled_module(gm)

@@ -26,7 +26,7 @@ from .policy import SiteHistory
 from .policy.wrappers import CostsOfSome
 from .registry import learn_names, name_of
 from .site import Findings, Rejection, Site
-from .wanted_inputs import wanted_inputs
+from .wanted_inputs import carried_inputs, wanted_inputs
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,7 @@ class _Recorder:
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         pipeline = Pipeline(self._config.scope, held=self._config.decision == "previous")
+        pipeline.carried = carried_inputs(inputs)
         findings = self._named_from_outside(pipeline.rewrite_dynamo(gm), traced_module(gm))
         recorded = _Recorded(findings, wanted_inputs(gm, inputs))
         run = self._compile(pipeline, recorded, gm, inputs)
@@ -302,6 +303,7 @@ class _Recorder:
         pipeline: Pipeline, recorded: _Recorded, gm: fx.GraphModule, inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         sites = len(recorded.findings.sites)
+        borders = len(pipeline.gated.borders) if pipeline.gated is not None else 0
 
         def partitioned(joint: fx.Graph, cut: Callable[[], Parts]) -> None:
             pipeline.rewrite_joint(joint)
@@ -309,18 +311,21 @@ class _Recorder:
             if pipeline.gated is None:
                 _take_gates_away(graph)
             drop_rng_states(graph)
-            analysis = liveness(graph, sites)
+            analysis = liveness(graph, sites + borders)
             found = find_regions(graph, analysis)
-            recorded.trains, recorded.counted = True, flops(graph, analysis, found)
+            recorded.trains, recorded.counted = True, flops(graph, analysis, found, borders)
             recorded.regions = [
-                (analysis.conditions.support(region.condition), sum(map(_is_product, region.nodes)))
+                (
+                    analysis.conditions.support(region.condition).intersection(range(sites)),
+                    sum(map(_is_product, region.nodes)),
+                )
                 for region in found.regions
             ]
 
         if pipeline.gated is None:
             return compile_ahead(gm, inputs, partitioned)
         device = torch.device("cpu") if pipeline.held else device_of_what_trains(inputs)
-        thresholds = torch.zeros(sites, device=device)
+        thresholds = torch.zeros(sites + borders, device=device)
         compiled = compile_ahead(pipeline.gated.gm, [*inputs, static_fake(thresholds, inputs)], partitioned)
         return lambda *args: list(compiled(*args, thresholds))[:-2]
 
