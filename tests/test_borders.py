@@ -228,16 +228,6 @@ def test_a_graph_that_is_kept_gives_the_same_again() -> None:
             torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_forward_that_has_no_backward_changes_nothing() -> None:
-    gated, x = compiled(Stack(one_over_two_checkpointed, residual)), batch()
-    wanted = gradients(gated, x)
-    open_only(gated, [False, False, True])
-    kept = gated(x)
-    open_only(gated, [True, True, True])
-    torch.testing.assert_close(gradients(gated, x), wanted)
-    assert kept.requires_grad
-
-
 def test_a_gradient_is_of_no_use_below_what_is_shut() -> None:
     """Whatever eager code lies between, and as soon as anything else below trains it is of use."""
     weight, other = (torch.ones(3, requires_grad=True) for _ in range(2))
