@@ -27,7 +27,7 @@ TIMING = 0.03
 """By how much a measured time may be wrong, as a share of full LoRA's: a verdict has to hold at either end.
 
 Measured anew some days later, with other draws of masks, most arms came out within 0.02, and one 0.07 away; of five
-rounds a single mask's step has been 0.05 off. What has few masks wants more rounds.
+rounds a single mask's step has been 0.06 off. What has few masks wants more rounds.
 """
 
 MARGINS: Mapping[str, Callable[[float], float]] = {"accuracy": lambda full: 0.5, "loss": lambda full: 0.005 * full}
