@@ -61,12 +61,12 @@ class Store(Generic[Kind]):
             SettingsError: the folder's runs are of another model or of other rows, or do not say of which.
         """
         kept = self.read("task")
-        if kept is None and self.names() - {"settings"}:
-            raise SettingsError(
-                f"the runs in {self.folder} are older than the digest by which another model or other data would be "
-                "told. Add none to them: give another --results."
-            )
         if kept is None:
+            if self.names() - {"settings"}:
+                raise SettingsError(
+                    f"the runs in {self.folder} are older than the digest by which another model or other data would "
+                    "be told. Add none to them: give another --results."
+                )
             self.write("task", {"sha256": digest})
         elif kept["sha256"] != digest:
             raise SettingsError(
