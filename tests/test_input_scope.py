@@ -13,6 +13,7 @@ import oracle
 import pytest
 import torch
 from capture import QuickBackend, dynamo_call
+from lora_modules import Linear, batch
 from test_gradients_quick import assert_same_gradients, in_float64, loss_of
 from test_work_not_done import products_in_backward
 from torch import Tensor, nn
@@ -248,6 +249,16 @@ def test_explain_counts_what_runs() -> None:
     taken = skiplora_fx.diff(model, kwargs=inputs, scope="input", decision="previous")
     left = taken.what_if({f"*.{name}": False for name in INNER}).share
     assert 1 - left == pytest.approx(found.best_cases["threshold"])
+
+
+def test_eval_gates_nothing_in_what_a_checkpoint_repeats() -> None:
+    """It is repeated in a backward, as a training forward is, which takes the decisions that it took before."""
+    gated = skiplora_fx.apply(Linear(), batch(), **{**INPUT, "threshold": math.inf})
+    for training in (True, False):
+        gated.train(training)
+        x = batch().requires_grad_()
+        checkpoint(gated, x, use_reentrant=False).sum().backward()
+        assert (x.grad is not None and bool(x.grad.any())) is not training
 
 
 def test_budget_keeps_to_its_target() -> None:

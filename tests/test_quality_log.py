@@ -50,8 +50,10 @@ def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_document_has_the_log_of_the_runs() -> None:
-    """After new runs: benchmarks/tried.py, and its output into docs/policies.md."""
-    assert log_of(RESULTS) in DOCUMENT.read_text()
+    """After new runs: benchmarks/tried.py, and its output into tried.md and docs/policies.md."""
+    log = log_of(RESULTS)
+    assert log in DOCUMENT.read_text()
+    assert log == (RESULTS / "tried.md").read_text().rstrip("\n")
 
 
 @pytest.mark.parametrize("setting", SETTINGS_OF_RUNS)

@@ -76,3 +76,11 @@ def test_runs_of_another_model_or_of_other_rows_are_not_mixed(tmp_path: Path) ->
     with pytest.raises(SettingsError, match="another model or other data"):
         Store(tmp_path, SETTINGS).check_task(task.digest())
     assert store.read("task") == {"sha256": first}
+
+
+def test_runs_of_which_the_task_was_never_noted_get_no_others(tmp_path: Path) -> None:
+    store = Store(tmp_path, SETTINGS)
+    store.write("run-full-1-0", {})
+    with pytest.raises(SettingsError, match="older than the digest"):
+        store.check_task("0" * 64)
+    assert store.read("task") is None

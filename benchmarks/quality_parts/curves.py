@@ -27,7 +27,7 @@ TIMING = 0.03
 """By how much a measured time may be wrong, as a share of full LoRA's: a verdict has to hold at either end.
 
 Measured anew some days later, with other draws of masks, most arms came out within 0.02, and one 0.07 away; of five
-rounds a single mask's step has been 0.05 off. What has few masks wants more rounds.
+rounds a single mask's step has been 0.06 off. What has few masks wants more rounds.
 """
 
 MARGINS: Mapping[str, Callable[[float], float]] = {"accuracy": lambda full: 0.5, "loss": lambda full: 0.005 * full}
@@ -171,21 +171,21 @@ def _point(same: Sequence[Run], curves: Curves, timing: Timing, margins: Mapping
     arm = same[0].arm
     time = statistics.fmean(map(timing.time, same))
 
-    def over(rival: str, score: str, at: float, off: float = 0.0, among: Sequence[Run] = same) -> Estimate:
+    def differences(rival: str, score: str, at: float, off: float = 0.0) -> list[float]:
         if arm in (FULL, rival):
-            return estimate([])
-        return paired([run.scores[score] - curves.at(rival, run.seed, score, at, off) for run in among])
+            return []
+        return [run.scores[score] - curves.at(rival, run.seed, score, at, off) for run in same]
 
-    def beside_it(rival: str) -> list[Run]:
-        return [run for run in same if not math.isnan(curves.at(rival, run.seed, "loss", time))]
+    def over_full(score: str, at: float, off: float = 0.0) -> Estimate:
+        return paired(differences(FULL, score, at, off))
 
-    beside = over(FULL, "loss", same[0].length)
+    beside = over_full("loss", same[0].length)
     differs = beside.mean != 0 or beside.error > 0  # or it is not known
 
     def judged(score: str) -> str:
         if arm == FULL:
             return ""
-        around = [over(FULL, score, time, off) for off in (-TIMING, 0.0, TIMING)]
+        around = [over_full(score, time, off) for off in (-TIMING, 0.0, TIMING)]
         return verdict(around, margins[score], WORSE[score]) if differs else "shuts nothing"
 
     return Point(
@@ -196,9 +196,9 @@ def _point(same: Sequence[Run], curves: Curves, timing: Timing, margins: Mapping
         seeds=tuple(run.seed for run in same),
         shut=statistics.fmean(map(_shut, same)),
         scores={score: estimate([run.scores.get(score, math.nan) for run in same]) for score in (*SCORES, EXACT)},
-        gains={score: over(FULL, score, time) for score in SCORES},
-        beside_full={score: over(FULL, score, 1.0) for score in SCORES},
-        rivals={rival: over(rival, "loss", time, among=beside_it(rival)) for rival in RIVALS},
+        gains={score: over_full(score, time) for score in SCORES},
+        beside_full={score: over_full(score, 1.0) for score in SCORES},
+        rivals={rival: estimate(differences(rival, "loss", time)) for rival in RIVALS},
         verdicts={score: judged(score) for score in SCORES},
     )
 

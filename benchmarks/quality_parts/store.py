@@ -58,10 +58,15 @@ class Store(Generic[Kind]):
             digest: see :meth:`~quality_parts.tasks.Task.digest`.
 
         Raises:
-            SettingsError: the folder's runs are of another model or of other rows.
+            SettingsError: the folder's runs are of another model or of other rows, or do not say of which.
         """
         kept = self.read("task")
         if kept is None:
+            if self.names() - {"settings"}:
+                raise SettingsError(
+                    f"the runs in {self.folder} are older than the digest by which another model or other data would "
+                    "be told. Add none to them: give another --results."
+                )
             self.write("task", {"sha256": digest})
         elif kept["sha256"] != digest:
             raise SettingsError(

@@ -32,7 +32,7 @@ UNLESS_SAID: Mapping[str, Any] = {
     "skipped_grad": "none",
     "probe_every": 0,
 }
-"""Options of a run that does not say what decides: of what saves as much, they lost the fewest points on MRPC."""
+"""Options of a run that does not say what decides. What else saves as much was not shown to lose fewer points."""
 
 SAYS = ("policy", "threshold", "scope")
 """The options any of which says what decides."""
@@ -54,8 +54,9 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     gradients, after clipping, over the adapters that were open.
 
     With none of the options ``policy``, ``threshold`` and ``scope`` the policy is ``"schedule"``, with the options of
-    :data:`UNLESS_SAID` and a warm-up of a tenth of the steps: of what saves as much it lost the fewest points on
-    MRPC, and no more than others on word problems (docs/policies.md). ``threshold=...`` is the paper's rule.
+    :data:`UNLESS_SAID` and a warm-up of a tenth of the steps: of what saves as much nothing was shown to lose fewer
+    points on MRPC, nor was it shown to be better than a freeze of the right depth (docs/policies.md). The paper's rule
+    is ``threshold=...``.
 
     A policy given by name whose schedule goes by the length of the run, and has not been told, is told the Trainer's.
     What a policy has to remember is saved with each checkpoint, in ``trainer_state.json``, and a run that is resumed
