@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
-import torch
 from torch import Tensor, fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -62,20 +60,18 @@ def _returned(node: fx.Node) -> bool:
     return any(user.op == "output" for alias in sharing_memory(node) for user in alias.users)
 
 
-def write_border_gates(copy: GraphCopy, borders: Collection[fx.Node], thresholds: fx.Node, first: int) -> None:
+def write_border_gates(copy: GraphCopy, borders: Iterable[fx.Node], opens: Mapping[int, fx.Node]) -> None:
     """Have all that reads ``borders`` read them through gates.
 
     In:
-        The copy of a graph, some of the original's inputs, the copy's thresholds, and the number of the first one's
-        decision. Decisions are taken before the forward.
+        The copy of a graph, some of the original's inputs, and for each, in their order, its decision by index, a node
+        that comes before all of what the graph computes.
     Out:
-        The copy, edited. A gate is open where its threshold is 0: its gradient is of use to something below.
+        The copy, edited. A gate is open where its gradient is of use to something below.
     """
     graph = copy.gm.graph
-    with graph.inserting_before(graph.find_nodes(op="placeholder")[-1].next):
-        for number, border in enumerate(borders, first):
-            value = copy.nodes[border]
-            threshold = graph.call_function(operator.getitem, (thresholds, number))
-            open = graph.call_function(torch.eq, (threshold, 0))
-            gate = graph.call_function(GATE, (value, open, [number]))
-            value.replace_all_uses_with(gate, delete_user_cb=lambda user, gate=gate: user is not gate)
+    for border, (index, open) in zip(borders, opens.items(), strict=True):
+        value = copy.nodes[border]
+        with graph.inserting_after(open):
+            gate = graph.call_function(GATE, (value, open, [index]))
+        value.replace_all_uses_with(gate, delete_user_cb=lambda user, gate=gate: user is not gate)

@@ -30,23 +30,23 @@ class Conditions:
     either of which may be zero, and sets of clauses for that grow exponentially with the layers.
 
     Args:
-        sites: number of sites; decision ``i`` is that of site ``i``.
+        decisions: how many there are. Decision ``i`` is that of site ``i``; behind them come those of borders.
     """
 
-    def __init__(self, sites: int) -> None:
+    def __init__(self, decisions: int) -> None:
         self._diagrams = autoref.BDD()
         self._diagrams._bdd = _Manager()
         self._diagrams.vars = self._diagrams._bdd.vars
         self._diagrams.configure(reordering=False)
         # The last site on top: what a node of the backward waits for is "any site below me", and in this
         # order the diagrams of all these share one chain.
-        self._diagrams.declare(*(_variable(site) for site in reversed(range(sites))))
+        self._diagrams.declare(*(_variable(index) for index in reversed(range(decisions))))
         self.true: Condition = self._diagrams.true
         self.false: Condition = self._diagrams.false
 
-    def open(self, sites: Iterable[int]) -> Condition:
-        """Return the condition that any of ``sites`` is open."""
-        return self.any(self._diagrams.var(_variable(site)) for site in sites)
+    def open(self, decisions: Iterable[int]) -> Condition:
+        """Return the condition that any of ``decisions`` is open."""
+        return self.any(self._diagrams.var(_variable(index)) for index in decisions)
 
     def any(self, conditions: Iterable[Condition]) -> Condition:
         """Return the disjunction; of none, false."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -89,8 +89,9 @@ def insert_gates(
     thresholds = _add_input(copy.gm.graph, "skiplora_thresholds")
     writer = _Writer(scope, held)
     norms = writer.write(copy, tuple(sites), thresholds, depth=0)
-    write_border_gates(copy, borders, thresholds, first=len(sites))
-    gates = [*writer.gates, *((len(sites) + number,) for number in range(len(borders)))]
+    indices = range(len(sites), len(sites) + len(borders))
+    write_border_gates(copy, borders, _write_held_decisions(copy.gm.graph, indices, thresholds))
+    gates = [*writer.gates, *((index,) for index in indices)]
     reached = [*writer.reached, *(True for _ in borders)]
     _add_outputs(copy.gm.graph, norms, thresholds, held)
     copy.gm.graph.lint()
@@ -138,8 +139,7 @@ class _Writer:
         return norms
 
     def _write_input_gates(self, copy: GraphCopy, sites: Sequence[Site], thresholds: fx.Node) -> None:
-        with copy.gm.graph.inserting_before(copy.gm.graph.find_nodes(op="placeholder")[-1].next):
-            opens = {site.index: _write_held_decision(copy.gm.graph, site, thresholds) for site in sites}
+        opens = _write_held_decisions(copy.gm.graph, [site.index for site in sites], thresholds)
         for gate in write_input_gates(copy, sites, opens):
             self._note_gate(gate.sites, gate.wants_gradient)
 
@@ -151,7 +151,7 @@ class _Writer:
         graph = copy.gm.graph
         with graph.inserting_before(copy.nodes[site.join]):
             if self._held:
-                return _write_held_decision(graph, site, thresholds)
+                return _write_held_decision(graph, site.index, thresholds)
             threshold = _call(graph, operator.getitem, thresholds, site.index)
             return _call(graph, torch.logical_not, _call(graph, torch.lt, _write_ratio(graph, norms), threshold))
 
@@ -271,8 +271,14 @@ def _to_float32(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return _call(graph, torch.ops.aten.to.dtype, node, torch.float32)
 
 
-def _write_held_decision(graph: fx.Graph, site: Site, thresholds: fx.Node) -> fx.Node:
-    return _call(graph, torch.eq, _call(graph, operator.getitem, thresholds, site.index), 0)
+def _write_held_decisions(graph: fx.Graph, indices: Iterable[int], thresholds: fx.Node) -> dict[int, fx.Node]:
+    """Write decisions in front of all that a graph computes; return them by index."""
+    with graph.inserting_before(graph.find_nodes(op="placeholder")[-1].next):
+        return {index: _write_held_decision(graph, index, thresholds) for index in indices}
+
+
+def _write_held_decision(graph: fx.Graph, index: int, thresholds: fx.Node) -> fx.Node:
+    return _call(graph, torch.eq, _call(graph, operator.getitem, thresholds, index), 0)
 
 
 def _add_input(graph: fx.Graph, name: str) -> fx.Node:

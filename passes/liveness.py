@@ -31,12 +31,12 @@ class Liveness:
     live: Mapping[fx.Node, Condition]
 
 
-def liveness(graph: fx.Graph, sites: int, conditions: Conditions | None = None) -> Liveness:
+def liveness(graph: fx.Graph, decisions: int, conditions: Conditions | None = None) -> Liveness:
     """Work out under which decisions each node of the backward is zero, and is needed.
 
     In:
         A backward graph, functional and aten-level, whose gates are ``gate_backward(grad, opens, sites)``;
-        the number of sites; or conditions over them, to compare with others. The graph is not changed.
+        how many decisions there are; or conditions over them, to compare with others. The graph is not changed.
     Out:
         A :class:`Liveness` over every node but the output.
     Terms:
@@ -45,14 +45,14 @@ def liveness(graph: fx.Graph, sites: int, conditions: Conditions | None = None) 
         *demand* runs backwards: a node is demanded where one of its readers is live, and a gate reads
         nothing while it is shut. What has side effects is always live.
     """
-    conditions = Conditions(sites) if conditions is None else conditions
+    conditions = Conditions(decisions) if conditions is None else conditions
     nonzero = _nonzero(graph, conditions)
     demanded, live = _demand(graph, conditions, nonzero)
     return Liveness(conditions, nonzero, demanded, live)
 
 
 def gate_sites(gate: fx.Node) -> list[int]:
-    """Return the sites of a ``gate_backward`` node."""
+    """Return the decisions that a ``gate_backward`` node waits for: those of its sites, or a border's."""
     return list(cast(list[int], gate.args[2]))
 
 

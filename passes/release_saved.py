@@ -61,12 +61,13 @@ class _Value:
     last: fx.Node
 
 
-def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, sites: int) -> Released | None:
+def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, decisions: int) -> Released | None:
     """Write into a forward what gives back values that the backward will not read.
 
     In:
         Forward and backward as the partitioner cut them, functional and aten-level, the backward with its gates, whose
-        decisions are taken before the forward; how many of the forward's outputs are the user's; the number of sites.
+        decisions are taken before the forward; how many of the forward's outputs are the user's, and how many decisions
+        there are.
     Out:
         The forward, edited: ``skiplora::evaluate_conditions`` behind the decisions, and behind the last readers of what
         is given back a few ``skiplora::let_go``. What was planned; None if there is nothing to give back.
@@ -75,7 +76,7 @@ def release_saved(forward: fx.Graph, backward: fx.Graph, outputs: int, sites: in
         may lie in the memory of an input or of an output of the user's, what is read in any case, and what is small.
         A value is read when a region that reads it runs, which is more often than it is live.
     """
-    analysis = liveness(backward, sites)
+    analysis = liveness(backward, decisions)
     read = read_conditions(backward, analysis, find_regions(backward, analysis))
     values = _worth_it(_values(forward, backward, outputs, analysis.conditions, read))
     if not values:

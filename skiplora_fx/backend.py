@@ -196,8 +196,10 @@ def _warn_of_what_is_left(findings: Findings, root: nn.Module | None, piece: boo
 
 
 def _warn_of_wanted(names: Sequence[str], root: nn.Module | None) -> None:
-    for name in names:
-        _warn_once(root, f"{name} {WANTED}", InputGradientWarning)
+    if names:
+        first, *others = names
+        likewise = f" Likewise {', '.join(others)}." if others else ""
+        _warn_once(root, f"{first} {WANTED}{likewise}", InputGradientWarning)
 
 
 _warned: weakref.WeakKeyDictionary[nn.Module, set[type[Warning]]] = weakref.WeakKeyDictionary()

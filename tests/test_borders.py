@@ -13,6 +13,7 @@ import pytest
 import torch
 from lora_modules import WIDE, Linear, batch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import skiplora_fx
@@ -174,12 +175,12 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def compiled(eager: Stack) -> Stack:
+def compiled(eager: Stack, dynamic: bool | None = None) -> Stack:
     """Return a copy whose layers are compiled one by one, every gate open."""
     gated = copy.deepcopy(eager)
     for layer in gated.layers:
         options = {"scope": "layer", "decision": "previous", "threshold": 0.0, "warmup_steps": 0, "probe_every": 0}
-        layer.compile(backend="skiplora", options={**options, "strict": True})
+        layer.compile(backend="skiplora", dynamic=dynamic, options={**options, "strict": True})
     gradients(gated, batch())
     return gated
 
@@ -189,10 +190,8 @@ def open_only(gated: Stack, opens: Sequence[bool]) -> None:
         skiplora_fx.set_threshold(gated, 0.0 if open else math.inf, f"layers.{place}.linear")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_equal_eager_detach(name: str) -> None:
-    eager, x = Stack(*CASES[name]), batch()
-    gated = compiled(eager)
+def check_every_mask(eager: Stack, gated: Stack, x: Tensor) -> None:
+    """Compare the gradients with those of eager ``.detach()``, whatever is open."""
     for opens in itertools.product([True, False], repeat=3):
         open_only(gated, opens)
         found = gradients(gated, x)
@@ -202,6 +201,22 @@ def test_gradients_equal_eager_detach(name: str) -> None:
         for handle in handles:
             handle.remove()
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_eager_detach(name: str) -> None:
+    eager, x = Stack(*CASES[name]), batch()
+    check_every_mask(eager, compiled(eager), x)
+
+
+def test_gradients_of_sizes_that_vary() -> None:
+    """One graph serves all sizes and all layers."""
+    eager = Stack(in_a_row, residual)
+    gated = compiled(eager, dynamic=True)
+    graphs = counters["stats"]["unique_graphs"]
+    for rows in (5, 7):
+        check_every_mask(eager, gated, batch(rows))
+    assert counters["stats"]["unique_graphs"] == graphs > 0
 
 
 def test_what_a_reentrant_checkpoint_repeats_trains_whatever_is_below() -> None:

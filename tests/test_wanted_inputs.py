@@ -70,6 +70,19 @@ def test_an_input_that_wants_a_gradient_is_warned_of_once_for_each_model() -> No
     assert said.startswith("L['x'] is no parameter and wants a gradient itself")
 
 
+class OfAPair(Two):
+    """Adds up what it is given."""
+
+    def forward(self, pair: list[Tensor]) -> Tensor:
+        return super().forward(pair[0] + pair[1])
+
+
+def test_all_such_inputs_are_named() -> None:
+    (said,) = _said(OfAPair(), [batch().requires_grad_(), batch().requires_grad_()])
+    assert said.startswith("L['pair'][0] is no parameter")
+    assert said.endswith(" Likewise L['pair'][1].")
+
+
 def test_a_tensor_between_two_graphs_is_none() -> None:
     """A lower adapter asks for its gradient, and stops asking where it is skipped."""
     assert _said(Broken(), batch()) == []
