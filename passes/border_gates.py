@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, fx
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..gate import GATE
 from .copying import GraphCopy
@@ -34,7 +33,7 @@ def find_borders(graph: fx.Graph, carried: Collection[int], trained: Collection[
 def _storage(node: fx.Node) -> object:
     """Return what tells whether two inputs lie in the same memory: their storage, as Dynamo's fake values have it."""
     value = value_of(node)
-    return StorageWeakRef(value.untyped_storage()) if isinstance(value, Tensor) else node
+    return value.untyped_storage() if isinstance(value, Tensor) else node
 
 
 def _is_written(node: fx.Node) -> bool:

@@ -54,11 +54,12 @@ def fold_gates(
     """
     decisions = _fold_decisions(graph)
     forward = tuple(_fold_forward(node) for node in _nodes(graph, GATE))
-    present = [pair for pair in zip(gates, inputs, strict=True) if pair[0] in forward or pair[0] not in optional]
-    _check_same([gate for gate, _ in present], forward, "gates inserted", "gates in the joint graph")
+    present = [gate for gate in gates if gate in forward or gate not in optional]
+    _check_same(present, forward, "gates inserted", "gates in the joint graph")
     backward = tuple(_relink(node, decisions) for node in _nodes(graph, GATE_BACKWARD))
     if _has_backward(graph):
-        _check_twins(graph, present, backward)
+        shown_by = zip(gates, inputs, strict=True)
+        _check_twins(graph, [(gate, own) for gate, own in shown_by if gate in present], backward)
     graph.eliminate_dead_code()
     return FoldedGates(forward, backward)
 
