@@ -31,8 +31,9 @@ class ModelCosts:
     def under(self, decisions: Sequence[Sequence[bool]]) -> list[int]:
         """Return the FLOPs that remain under each of several sets of decisions, True where open.
 
-        What goes down from one graph into others is taken to be of use while a site before its own is open: if
-        something else trains there it always is, and more remains than is told.
+        What goes down from one graph into others is taken to be of use while a site before its own is open, in the
+        order in which the model registers them. If something without a gate trains below it always is, and more
+        remains than this says.
         """
         found = [0] * len(decisions)
         for flops, positions in self.parts:

@@ -12,11 +12,14 @@ from torch.autograd.graph import Node
 
 from ._torch_compat import may_train_more
 
-_KEY = "skiplora: useless"
+_USELESS = "skiplora: useless"
 """In the metadata of an autograd node through which a gradient reaches nothing that is not shut."""
 
-_FEW = 64
-"""Nodes between two graphs. What lies behind more is not looked at, and counts as of use."""
+_KEPT = "skiplora: kept"
+"""In the metadata of a node whose output keeps its gradient. A checkpoint may hand that on as another tensor."""
+
+_MOST_NODES = 64
+"""Between two graphs. What lies behind more is not looked at, and counts as of use."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Surroundings:
     borders: tuple[int, ...] = ()
     all_gated: bool = False
 
-    def thresholds(self, inputs: Sequence[Any], training: bool = True) -> tuple[float, ...]:
+    def thresholds(self, inputs: Sequence[Any], training: bool) -> tuple[float, ...]:
         """Return for each border 0 if its gradient is of use, else infinity; 0 if gates may not be shut."""
         return tuple(0.0 if not training or _is_of_use(inputs[place]) else math.inf for place in self.borders)
 
@@ -44,21 +47,25 @@ class Surroundings:
         """
         if self.all_gated and all(thresholds):
             for node in _nodes(outputs):
-                node.metadata[_KEY] = True
+                node.metadata[_USELESS] = True
 
 
 def _is_of_use(value: Tensor) -> bool:
     """Return whether a gradient of ``value`` reaches something that trains, other than through gates that are shut."""
-    if value.is_leaf or value.retains_grad:
-        return True
-    ahead, seen = list(_nodes([value])), 0
+    if value.grad_fn is None:
+        return True  # a leaf
+    if value.retains_grad:
+        value.grad_fn.metadata[_KEPT] = True
+    ahead, seen = [value.grad_fn], 0
     while ahead:
         node = ahead.pop()
         seen += 1
-        if node.metadata.get(_KEY):
+        if node.metadata.get(_KEPT):
+            return True
+        if node.metadata.get(_USELESS):
             continue
         below = [function for function, _ in node.next_functions if function is not None]
-        if not below or seen > _FEW or may_train_more(node):
+        if not below or seen > _MOST_NODES or may_train_more(node):
             return True
         ahead += below
     return False

@@ -34,6 +34,17 @@ class Layer(nn.Module):
         return self._forward(self.linear, *inputs)
 
 
+class Normed(nn.Module):
+    """A layer in which a norm trains, which no gate can shut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(WIDE), Linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return residual(self.linear, self.norm(x))
+
+
 class Stack(nn.Module):
     """Three layers, each a graph, a linear that trains and is no adapter, and a forward of all of them."""
 
@@ -163,6 +174,21 @@ CASES: dict[str, tuple[Callable[[Stack, Tensor], Tensor], Callable[..., Any]]] =
 }
 
 
+SHUT_ABOVE_THE_LOWEST = {
+    "layers in a row": 1,
+    "beside something that trains": 1,
+    "with an input that is passed on": 1,
+    "with code between": 1,
+    "with two inputs": 1,
+    "one used twice": 1,
+    "with an input of which only the size is read": 1,
+    "checkpointed": 2,
+    "one used twice, checkpointed": 2,
+    "one over two, checkpointed": 2,
+}
+"""How many borders are shut in a step while the lowest layer is, those of repeated forwards among them; else none."""
+
+
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     loss = model(x).square().mean()
@@ -204,9 +230,32 @@ def check_every_mask(eager: Stack, gated: Stack, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_equal_eager_detach(name: str) -> None:
+def test_gradients_equal_eager_detach(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager, x = Stack(*CASES[name]), batch()
-    check_every_mask(eager, compiled(eager), x)
+    gated = compiled(eager)
+    check_every_mask(eager, gated, x)
+    found: list[float] = []
+    decide = Surroundings.thresholds
+    monkeypatch.setattr(Surroundings, "thresholds", lambda *args: found.extend(decide(*args)) or decide(*args))
+    open_only(gated, [False, True, True])
+    gradients(gated, x)
+    assert found.count(math.inf) == SHUT_ABOVE_THE_LOWEST.get(name, 0)
+
+
+def test_a_norm_that_trains_does_so_whatever_is_shut() -> None:
+    eager = Stack(in_a_row, residual)
+    eager.layers[0] = Normed()
+    check_every_mask(eager, compiled(eager), batch())
+
+
+def test_a_layer_in_eval_mode_is_of_use() -> None:
+    """Its gate is open, whatever its threshold."""
+    eager, x = Stack(in_a_row, residual), batch()
+    gated = compiled(eager)
+    open_only(gated, [False, True, True])
+    for model in (eager, gated):
+        model.layers[0].eval()
+    torch.testing.assert_close(gradients(gated, x), gradients(eager, x), rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_of_sizes_that_vary() -> None:
@@ -229,6 +278,23 @@ def test_what_a_reentrant_checkpoint_repeats_trains_whatever_is_below() -> None:
         torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_a_gradient_is_kept_that_a_checkpoint_hands_on_as_another_tensor() -> None:
+    eager, x = Stack(in_a_row, residual), batch()
+    gated = compiled(eager)
+    open_only(gated, [False, True, True])
+
+    def kept(model: Stack) -> Tensor:
+        lower, middle, upper = model.layers
+        between = lower(x)
+        between.retain_grad()
+        with torch.autograd.graph.save_on_cpu():
+            result = checkpoint(with_more_behind_it(middle), between, use_reentrant=False)
+        upper(result).square().mean().backward()
+        return between.grad
+
+    torch.testing.assert_close(kept(gated), kept(eager), rtol=1e-4, atol=1e-6)
+
+
 def test_a_graph_that_is_kept_gives_the_same_again() -> None:
     eager, x = Stack(one_twice_checkpointed, residual), batch()
     gated = compiled(eager)
@@ -238,9 +304,10 @@ def test_a_graph_that_is_kept_gives_the_same_again() -> None:
     loss = gated(x).square().mean()
     loss.backward(retain_graph=True)
     loss.backward()
-    for name, parameter in gated.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=1e-4, atol=1e-6, msg=name)
+    twice = {name: part.grad for name, part in gated.named_parameters() if part.grad is not None}
+    assert twice.keys() >= {name for name, gradient in once.items() if gradient.any()} != set()
+    for name, gradient in twice.items():
+        torch.testing.assert_close(gradient, 2 * once[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_a_gradient_is_of_no_use_below_what_is_shut() -> None:
@@ -250,18 +317,18 @@ def test_a_gradient_is_of_no_use_below_what_is_shut() -> None:
     graph = Surroundings(borders=(0,), all_gated=True)
     graph.note([shut, None, 1], (math.inf, math.inf))
     graph.note([open], (math.inf, 0.0))
-    assert graph.thresholds([shut]) == (math.inf,)
-    assert graph.thresholds([shut.view(3, 1).sin() + 1]) == (math.inf,)
-    assert graph.thresholds([open]) == (0.0,)
-    assert graph.thresholds([shut + other]) == (0.0,)
-    assert graph.thresholds([shut + open]) == (0.0,)
+    assert graph.thresholds(training=True, inputs=[shut]) == (math.inf,)
+    assert graph.thresholds(training=True, inputs=[shut.view(3, 1).sin() + 1]) == (math.inf,)
+    assert graph.thresholds(training=True, inputs=[open]) == (0.0,)
+    assert graph.thresholds(training=True, inputs=[shut + other]) == (0.0,)
+    assert graph.thresholds(training=True, inputs=[shut + open]) == (0.0,)
 
 
 def test_where_something_trains_without_a_gate_a_gradient_is_of_use() -> None:
     value = torch.ones(3, requires_grad=True) * 2
     Surroundings(all_gated=False).note([value], (math.inf,))
-    assert Surroundings(borders=(0,)).thresholds([value]) == (0.0,)
-    assert Surroundings(borders=(0,)).thresholds([torch.ones(3, requires_grad=True)]) == (0.0,)
+    assert Surroundings(borders=(0,)).thresholds(training=True, inputs=[value]) == (0.0,)
+    assert Surroundings(borders=(0,)).thresholds(training=True, inputs=[torch.ones(3, requires_grad=True)]) == (0.0,)
 
 
 def test_what_lies_behind_much_code_is_of_use() -> None:
@@ -270,7 +337,7 @@ def test_what_lies_behind_much_code_is_of_use() -> None:
     graph.note([value], (math.inf,))
     for _ in range(100):
         value = value + 1
-    assert graph.thresholds([value]) == (0.0,)
+    assert graph.thresholds(training=True, inputs=[value]) == (0.0,)
 
 
 def test_a_kept_gradient_is_of_use() -> None:
@@ -278,7 +345,7 @@ def test_a_kept_gradient_is_of_use() -> None:
     graph = Surroundings(borders=(0,), all_gated=True)
     graph.note([value], (math.inf,))
     value.retain_grad()
-    assert graph.thresholds([value]) == (0.0,)
+    assert graph.thresholds(training=True, inputs=[value]) == (0.0,)
 
 
 def test_what_goes_down_costs_something_while_a_lower_site_is_open() -> None:

@@ -174,6 +174,12 @@ def test_the_layers_of_a_model(build: Callable[[], nn.Module], layers: list[str]
     assert layers_of(model) == wanted
 
 
+def test_of_lists_in_lists_the_members_are_layers() -> None:
+    """As where stages hold blocks: nobody calls a list, and so none is compiled."""
+    stages = nn.ModuleList(nn.ModuleList(nn.Linear(2, 2) for _ in range(count)) for count in (2, 1))
+    assert layers_of(nn.Sequential(stages)) == [*stages[0], *stages[1]]
+
+
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 

@@ -12,10 +12,12 @@ from ..errors import UsageError
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """Return the members of each outermost ``nn.ModuleList`` of several in which something trains.
 
+    Of lists in lists, as where stages hold blocks, the members of the inner ones: nobody calls a list.
+
     Raises:
         UsageError: there is none.
     """
-    found = [layer for layers in _stacks(model) for layer in layers]
+    found = list(_layers(model))
     if not found:
         raise UsageError(
             f"by_layer=True: {type(model).__name__} has no nn.ModuleList of several modules in which something trains. "
@@ -24,9 +26,18 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _stacks(module: nn.Module) -> Iterator[nn.ModuleList]:
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        if not isinstance(child, nn.ModuleList) or len(child) < 2:
-            yield from _stacks(child)
+        members = list(_members(child)) if isinstance(child, nn.ModuleList) else []
+        if len(members) < 2:
+            yield from _layers(child)
         elif any(parameter.requires_grad for parameter in child.parameters()):
-            yield child
+            yield from members
+
+
+def _members(modules: nn.ModuleList) -> Iterator[nn.Module]:
+    for member in modules:
+        if isinstance(member, nn.ModuleList):
+            yield from _members(member)
+        else:
+            yield member

@@ -65,8 +65,8 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     Args:
         dynamic: as for ``torch.compile``.
         by_layer: whether each of the model's layers, see :func:`.layers.layers_of`, is compiled by itself, and what is
-            around them not at all. That compiles once for all layers. With ``decision="previous"`` what lies below the
-            lowest open gate is left out all the same.
+            around them not at all. Layers that are alike share what is compiled. With ``decision="previous"`` what lies
+            below the lowest open gate is left out all the same.
         log: a file to which every step is written, see :class:`~skiplora_fx.step_log.StepLog`; with it gradient norms
             are measured. Of several processes the first writes.
         options: the backend's options, see :class:`~skiplora_fx.SkipLoraConfig`; other keys go to Inductor.
@@ -74,7 +74,8 @@ class SkipLoraCallback(TrainerCallback, ExportableState):
     Raises:
         ConfigError: an option is unknown or out of range.
         FileError: ``log`` cannot be written, or holds something else.
-        UsageError: when a Trainer is made with it, ``by_layer`` and the model has no layers that are alike.
+        UsageError: when a Trainer is made with it, ``by_layer`` and the model has no list of layers in which something
+            trains.
     """
 
     def __init__(
