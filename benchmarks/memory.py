@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from speed_parts.arguments import add_shape, described, parse
-from speed_parts.masks import shut_sites
+from speed_parts.masks import MASKS, shut_sites
 from speed_parts.models import build, sites_of
 from speed_parts.rows import write_report
 from speed_parts.runners import VARIANTS, Runner, force, frozen, gated
@@ -33,7 +33,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-MASKS = ("nothing", "lower half", "everything")
+USUAL_MASKS = ("nothing", "lower half", "everything")
 DECISIONS = ("current", "previous")
 
 
@@ -135,7 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
     add: Callable[..., Any] = parser.add_argument
-    add("--masks", nargs="+", choices=MASKS, default=list(MASKS), help="what is skipped (default: all)")
+    add("--masks", nargs="+", choices=MASKS, default=list(USUAL_MASKS), help="what is skipped (default: three)")
     add("--decisions", nargs="+", choices=DECISIONS, default=list(DECISIONS), help="when it is decided (default: both)")
     add("--variant", choices=VARIANTS, default="skiplora", help="of this backend (default: %(default)s)")
     add("--json", metavar="FILE", help="write the figures and arguments there")

@@ -348,6 +348,16 @@ def test_a_kept_gradient_is_of_use() -> None:
     assert graph.thresholds(training=True, inputs=[value]) == (0.0,)
 
 
+def test_what_a_hook_on_a_module_may_read_is_of_use() -> None:
+    value = torch.ones(3, requires_grad=True) * 2
+    graph = Surroundings(borders=(0,), all_gated=True)
+    graph.note([value], (math.inf,))
+    hooked = nn.Identity()
+    assert graph.thresholds(training=True, inputs=[hooked(value)]) == (math.inf,)
+    hooked.register_full_backward_hook(lambda *called: None)
+    assert graph.thresholds(training=True, inputs=[hooked(value)]) == (0.0,)
+
+
 def test_what_goes_down_costs_something_while_a_lower_site_is_open() -> None:
     """Two graphs of one site each: 1 FLOP waits for the site, and in the upper one 10 for its border."""
     waits_for = "0 0 1 1 0 1"
