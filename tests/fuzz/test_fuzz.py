@@ -124,7 +124,7 @@ def test_policies_of_applied_graphs(shut_something: Tally, spec: ModelSpec, data
 
 
 @pytest.mark.slow
-@settings(max_examples=max(CASES // 10, 3))
+@settings(max_examples=max(CASES // 10, 8))
 @given(spec=model_specs(), data=st.data())
 def test_policies_of_compiled_code(shut_something: Tally, spec: ModelSpec, data: st.DataObject) -> None:
     torch._dynamo.reset()
