@@ -25,6 +25,14 @@ once() {
     failed="$failed $name"
 }
 
+once_with_every_mask() {
+    name=$1
+    script=$2
+    shift 2
+    once "$name" "$script" \
+        --masks nothing "lower quarter" "lower half" "lower three quarters" everything "random 60 %" "$@"
+}
+
 for targets in all qv; do
     for shape in 4x512 1x2048; do
         for saving in "" --checkpointing; do
@@ -32,12 +40,9 @@ for targets in all qv; do
                 run=$targets-$shape-$scope${saving:+-checkpointing}
                 of="--targets $targets --batch ${shape%x*} --length ${shape#*x} --lengths alpaca --scope $scope $saving"
                 # shellcheck disable=SC2086
-                once "speed-$run" speed $of \
-                    --masks nothing "lower quarter" "lower half" "lower three quarters" everything "random 60 %" \
-                    --arms skiplora oracle inductor "eager detach" eager "$@"
+                once_with_every_mask "speed-$run" speed $of --arms skiplora oracle inductor "eager detach" eager "$@"
                 # shellcheck disable=SC2086
-                once "memory-$run" memory $of \
-                    --masks nothing "lower quarter" "lower half" "lower three quarters" everything "random 60 %" "$@"
+                once_with_every_mask "memory-$run" memory $of "$@"
             done
         done
     done

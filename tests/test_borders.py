@@ -236,7 +236,13 @@ def test_gradients_equal_eager_detach(name: str, monkeypatch: pytest.MonkeyPatch
     check_every_mask(eager, gated, x)
     found: list[float] = []
     decide = Surroundings.thresholds
-    monkeypatch.setattr(Surroundings, "thresholds", lambda *args: found.extend(decide(*args)) or decide(*args))
+
+    def noted(*args: Any) -> tuple[float, ...]:
+        decided = decide(*args)
+        found.extend(decided)
+        return decided
+
+    monkeypatch.setattr(Surroundings, "thresholds", noted)
     open_only(gated, [False, True, True])
     gradients(gated, x)
     assert found.count(math.inf) == SHUT_ABOVE_THE_LOWEST.get(name, 0)
